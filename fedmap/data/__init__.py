@@ -1,0 +1,1 @@
+"""Reading, making, partitioning and caching data."""

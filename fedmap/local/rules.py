@@ -1,0 +1,120 @@
+"""The client halves of the algorithms: small hooks into the one training loop.
+
+A rule is made anew for each round. It sees the model after the broadcast weights have been written into it, may change
+them (`start`), may add to the loss (`penalty`) or to the gradients (`correct_gradients`), and says at the end what is
+sent and what is remembered (`finish`). The broadcast names the rule: a name of `RULES` or a user's "module.Class".
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from fedmap.errors import ConfigError
+from fedmap.local.tensors import get_weights
+from fedmap.records import Broadcast
+from fedmap.weights import Weights
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a client keeps for itself between rounds; it never leaves the client.
+
+    Attributes:
+        arrays: groups of named arrays, e.g. {"control": {...}, "personal": {...}}.
+        scalars: named numbers.
+    """
+
+    arrays: Mapping[str, Weights] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the training loop tells a rule at the end of a round.
+
+    Attributes:
+        num_steps: optimiser steps taken.
+        learning_rate: the (head's) learning rate of those steps.
+        num_examples: rows of the training split.
+        mean_gradient: computes the mean loss gradient over the whole training split at the model's present weights, in
+            evaluation-free training mode without any correction; one extra pass over the data.
+        mean_loss: computes the mean loss over the whole training split at the model's present weights.
+    """
+
+    num_steps: int
+    learning_rate: float
+    num_examples: int
+    mean_gradient: Callable[[], dict[str, torch.Tensor]]
+    mean_loss: Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule sends and keeps at the end of a round.
+
+    Attributes:
+        weights: the named arrays that are sent as the client's model.
+        memory: what the client keeps.
+        extras: further groups of named arrays to send.
+        scalars: numbers to send.
+    """
+
+    weights: Weights
+    memory: Memory = field(default_factory=Memory)
+    extras: Mapping[str, Weights] = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+class LocalRule:
+    """Plain local training, and the base class of every other rule: override what differs.
+
+    `personal` says that the client's own model, and not the global one, is what the client uses and is scored with.
+    """
+
+    personal: bool = False
+
+    def check(self, optimizer: str, momentum: float, num_updates: int | None) -> None:
+        """Refuse training options that the algorithm cannot work with, by raising a ConfigError."""
+
+    def start(self, model: nn.Module, broadcast: Broadcast, memory: Memory) -> None:
+        """Called once before training, after the broadcast weights have been written into the model."""
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """A term added to each batch's loss, or None."""
+        return None
+
+    def correct_gradients(self, model: nn.Module) -> None:
+        """Called after each backward pass (and before clipping) to change the gradients in place."""
+
+    def finish(self, model: nn.Module, progress: Progress) -> Outcome:
+        """What is sent and what is kept, after the last step."""
+        return Outcome(weights=get_weights(model))
+
+    def load_for_evaluation(self, model: nn.Module, memory: Memory) -> None:
+        """Turn the global model, already written into `model`, into the one this client is scored with."""
+
+
+RULES: dict[str, str] = {"plain": "fedmap.local.rules.LocalRule"}
+
+
+def make_rule(name: str) -> LocalRule:
+    """A fresh rule by its name in `RULES` or by the dotted path of a user's class.
+
+    Raises:
+        ConfigError: there is no such rule, or it is not a LocalRule.
+    """
+    path = RULES.get(name, name)
+    module_name, _, class_name = path.rpartition(".")
+    try:
+        rule_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"no local rule {name!r}: expected one of {sorted(RULES)} or an importable 'module.Class' ({error})") from error
+    rule = rule_class()
+    if not isinstance(rule, LocalRule):
+        raise ConfigError(f"{path} is not a subclass of fedmap.local.rules.LocalRule")
+    return rule

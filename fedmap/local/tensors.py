@@ -1,0 +1,101 @@
+"""A model's shared tensors as named arrays, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from fedmap.errors import UpdateError
+from fedmap.weights import Array, Layout, Weights
+
+NORMALISATION = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def shared_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that travel: trainable parameters, and the buffers of modules that are not wholly frozen.
+
+    A frozen tower never changes, so neither its parameters nor its BatchNorm statistics are sent. A module without any
+    parameters of its own follows its nearest ancestor that has some.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
+    persistent = model.state_dict(keep_vars=True)
+    for name, buffer in model.named_buffers():
+        if name in persistent and _is_trained(model, name):
+            yield name, buffer
+
+
+def _is_trained(model: nn.Module, buffer_name: str) -> bool:
+    path = buffer_name.rpartition(".")[0]
+    while True:
+        parameters = list(model.get_submodule(path).parameters())
+        if parameters:
+            return any(parameter.requires_grad for parameter in parameters)
+        if not path:
+            return True
+        path = path.rpartition(".")[0]
+
+
+def get_weights(model: nn.Module) -> dict[str, Array]:
+    """Copies of the model's shared tensors as NumPy arrays, by name."""
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in shared_tensors(model)}
+
+
+def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) -> None:
+    """Write named arrays into the model's shared tensors, in place.
+
+    Args:
+        model: the model to write to.
+        weights: arrays by name, with the model's own shapes.
+        partial: whether some of the model's shared tensors may be left as they are.
+
+    Raises:
+        UpdateError: a name is unknown or missing, or a shape differs; the first offenders are named.
+    """
+    own = dict(shared_tensors(model))
+    unknown = [name for name in weights if name not in own]
+    missing = [] if partial else [name for name in own if name not in weights]
+    wrong = [
+        f"{name} is {tuple(np.shape(array))}, expected {tuple(own[name].shape)}"
+        for name, array in weights.items()
+        if name in own and tuple(np.shape(array)) != tuple(own[name].shape)
+    ]
+    if unknown or missing or wrong:
+        problems = []
+        if unknown:
+            problems.append(f"{len(unknown)} unknown, first {unknown[:3]}")
+        if missing:
+            problems.append(f"{len(missing)} missing, first {missing[:3]}")
+        problems += wrong[:3]
+        raise UpdateError(
+            "the weights do not fit this model (" + "; ".join(problems) + "); use the same model configuration on server and clients"
+        )
+    with torch.no_grad():
+        for name, array in weights.items():
+            own[name].copy_(torch.from_numpy(np.array(array, copy=True)))
+
+
+def layout_of(model: nn.Module) -> Layout:
+    """Which of the model's shared tensors are buffers and which belong to normalisation layers, by module type."""
+    shared = dict(shared_tensors(model))
+    parameters = {name for name, _ in model.named_parameters()}
+    normalisation = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if isinstance(module, NORMALISATION)
+        for name in (*dict(module.named_parameters(recurse=False)), *dict(module.named_buffers(recurse=False)))
+    }
+    return Layout(
+        buffers=frozenset(name for name in shared if name not in parameters),
+        normalisation=frozenset(shared) & frozenset(normalisation),
+    )
