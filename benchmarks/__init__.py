@@ -1,0 +1,1 @@
+"""Benchmarks: each is `python -m benchmarks.<name>` upon the one harness and leaves `benchmarks/results/<name>.json`."""
