@@ -1,9 +1,15 @@
-"""Configuration at the door: compose Hydra's YAML files and overrides, and name the nearest key for a typo."""
+"""Configuration at the door: compose Hydra's YAML files and overrides, and parse them once into a typed `RunConfig`.
+
+A typo names the nearest key; contradictions and values out of range are all collected before anything is raised.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+import ipaddress
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,3 +92,192 @@ def _keys(node: Any, prefix: str = "") -> Iterator[str]:
             path = f"{prefix}{name}"
             yield path
             yield from _keys(value, f"{path}.")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """How the processes of a federation run; see conf/runtime."""
+
+    name: str
+    threads: int
+    wait_seconds: float
+    round_seconds: float
+    quorum: float
+    max_failed_rounds: int
+    workers: int | None = None
+    address: str = "127.0.0.1:8000"
+    external: bool = False
+    stay: bool = False
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a client trains; see `fedmap.local.training.TrainingOptions`."""
+
+    optimizer: str
+    momentum: float
+    weight_decay: float
+    clip_norm: float
+    num_updates: int | None
+    tower_learning_rate: float
+    device: str
+    amp: bool
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A resolved and checked configuration. Nodes that name a user's class (`_target_`) stay plain mappings."""
+
+    random_seed: int
+    learning_rate: float
+    num_epochs: int
+    batch_size: int
+    num_rounds: int
+    clients_per_round: int
+    num_clients: int | None
+    client_id: int
+    task_id: str
+    training: TrainingConfig
+    runtime: RuntimeConfig
+    model: Mapping[str, Any]
+    dataset: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+    tracking: Mapping[str, Any]
+    after_round: str | None
+    raw: Mapping[str, Any]
+
+
+class _Reader:
+    """Reads keys of a plain mapping, checks them, and collects every problem instead of stopping at the first."""
+
+    def __init__(self, tree: Mapping[str, Any]) -> None:
+        self.tree = tree
+        self.problems: list[str] = []
+
+    def node(self, path: str) -> Any:
+        value: Any = self.tree
+        for part in path.split("."):
+            if not isinstance(value, Mapping) or part not in value:
+                self.problems.append(f"{path} is missing")
+                return None
+            value = value[part]
+        return value
+
+    def _number(self, path: str, kinds: tuple[type, ...], least: float, most: float, what: str) -> Any:
+        value = self.node(path)
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if not fits or not math.isfinite(value) or not least <= value <= most:
+            limits = f"of at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+            self.problems.append(f"{path}={value!r}: expected {what} {limits}")
+            return least
+        return value
+
+    def integer(self, path: str, least: float, most: float = math.inf) -> int:
+        return int(self._number(path, (int,), least, most, "an integer"))
+
+    def number(self, path: str, least: float, most: float = math.inf) -> float:
+        return float(self._number(path, (int, float), least, most, "a number"))
+
+    def optional_integer(self, path: str, least: float) -> int | None:
+        return None if self.node(path) is None else self.integer(path, least)
+
+    def flag(self, path: str) -> bool:
+        value = self.node(path)
+        if not isinstance(value, bool):
+            self.problems.append(f"{path}={value!r}: expected true or false")
+        return bool(value)
+
+    def text(self, path: str, options: Sequence[str] = ()) -> str:
+        value = self.node(path)
+        if not isinstance(value, str) or not value or (options and value not in options):
+            expected = f"one of {', '.join(options)}" if options else "a text"
+            near = difflib.get_close_matches(str(value), options, n=1) if options else []
+            self.problems.append(f"{path}={value!r}: expected {expected}" + (f"; did you mean {near[0]}?" if near else ""))
+        return str(value)
+
+    def target(self, path: str) -> Mapping[str, Any]:
+        value = self.node(path)
+        if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
+            self.problems.append(f"{path} needs a _target_, the dotted path of a class, for example models.MMIMDbFusionModel")
+            return {}
+        return value
+
+
+def parse(tree: Mapping[str, Any]) -> RunConfig:
+    """Check a resolved configuration (plain mappings) and give it types.
+
+    Raises:
+        ConfigError: one message that lists every problem found.
+    """
+    read = _Reader(tree)
+    name = read.text("runtime.name", ("local", "superlink"))
+    local = name == "local"
+    runtime = RuntimeConfig(
+        name=name,
+        threads=read.integer("runtime.threads", 1),
+        wait_seconds=read.number("runtime.wait_seconds", 0),
+        round_seconds=read.number("runtime.round_seconds", 1),
+        quorum=read.number("runtime.quorum", 0, 1),
+        max_failed_rounds=read.integer("runtime.max_failed_rounds", 1),
+        workers=read.optional_integer("runtime.workers", 0) if local else None,
+        address="" if local else read.text("runtime.address"),
+        external=False if local else read.flag("runtime.external"),
+        stay=False if local else read.flag("runtime.stay"),
+    )
+    if not local:
+        _check_address(read, runtime.address, read.flag("security.insecure"))
+    training = TrainingConfig(
+        optimizer=read.text("training.optimizer", ("adamw", "adam", "sgd")),
+        momentum=read.number("training.momentum", 0, 0.9999),
+        weight_decay=read.number("training.weight_decay", 0),
+        clip_norm=read.number("training.clip_norm", 0),
+        num_updates=read.optional_integer("training.num_updates", 1),
+        tower_learning_rate=read.number("training.tower_learning_rate", 0),
+        device=read.text("training.device"),
+        amp=read.flag("training.amp"),
+    )
+    read.text("model_type", ("Pytorch",))
+    after_round = read.node("hooks.after_round")
+    config = RunConfig(
+        random_seed=read.integer("random_seed", 0),
+        learning_rate=read.number("learning_rate", 1e-12),
+        num_epochs=read.integer("num_epochs", 1),
+        batch_size=read.integer("batch_size", 1),
+        num_rounds=read.integer("num_rounds", 1),
+        clients_per_round=read.integer("clients_per_round", 0),
+        num_clients=read.optional_integer("num_clients", 1),
+        client_id=read.integer("client_id", 0),
+        task_id=read.text("task_id"),
+        training=training,
+        runtime=runtime,
+        model=read.target("model"),
+        dataset=read.target("dataset"),
+        strategy=read.target("server.strategy"),
+        tracking=read.node("tracking") or {},
+        after_round=str(after_round) if after_round else None,
+        raw=tree,
+    )
+    if config.num_clients is not None and config.clients_per_round > config.num_clients:
+        read.problems.append(
+            f"clients_per_round={config.clients_per_round} is more than num_clients={config.num_clients}: "
+            "no round could ever have that many; lower clients_per_round or raise num_clients"
+        )
+    if read.problems:
+        raise ConfigError("the configuration has mistakes:\n" + "\n".join(f"  - {problem}" for problem in read.problems))
+    return config
+
+
+def _check_address(read: _Reader, address: str, insecure: bool) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        read.problems.append(f"runtime.address={address!r}: expected host:port, for example 127.0.0.1:8000")
+        return
+    try:
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback and not insecure:
+        read.problems.append(
+            f"runtime.address={address!r} is not this machine, and the connection would be neither encrypted nor authenticated; "
+            "use 127.0.0.1, or say security.insecure=true if the network is trusted"
+        )

@@ -1,0 +1,1 @@
+"""Flower's side of FedMAP: the only package that imports flwr."""

@@ -1,0 +1,294 @@
+"""Records to Flower messages and back. Keys on the wire are kebab-case; whatever arrives is checked before it is believed.
+
+| message  | server to client                                   | client to server                                          |
+| -------- | -------------------------------------------------- | --------------------------------------------------------- |
+| query    | "round": the run                                   | "client": identity, rows, labels, modalities              |
+| train    | "weights", "extra.<group>", "round", "scalars"     | "weights", "extra.<group>", "client", "signals", "counts.<split>" |
+| evaluate | as train                                           | "client", "counts.<split>"                                |
+
+A client that cannot do its part answers with a record "problem" instead.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from fedmap.errors import DataError, UpdateError
+from fedmap.metrics import MultilabelCounts
+from fedmap.records import Broadcast, ClientSignals, ClientUpdate, Scalar
+from fedmap.weights import Weights
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What every message says about the run.
+
+    Attributes:
+        run_name: names the run; a client keeps its memory under it.
+        seed: the federation's seed, which decides the order of a client's batches.
+        num_rounds: rounds in all.
+        final: whether this is the last message of the run.
+    """
+
+    run_name: str
+    seed: int
+    num_rounds: int
+    final: bool = False
+
+
+@dataclass(frozen=True)
+class ClientCard:
+    """What a client says about itself when it joins.
+
+    Attributes:
+        client_id: its stable number.
+        num_train: rows it trains on.
+        num_val: rows of its validation split.
+        num_test: rows of its test split.
+        label_names: the labels, in the order of the model's outputs.
+        modality_shares: share of training rows that have each modality.
+        model_names: the names of the tensors it shares, to compare with the server's.
+        fingerprint: of the frozen towers, which are not sent and must be the same everywhere; empty where there are none.
+    """
+
+    client_id: int
+    num_train: int
+    num_val: int
+    num_test: int
+    label_names: tuple[str, ...]
+    modality_shares: Mapping[str, float]
+    model_names: tuple[str, ...]
+    fingerprint: str = ""
+
+
+def arrays_to_record(weights: Weights) -> ArrayRecord:
+    """Named arrays as a Flower record, in their own order."""
+    return ArrayRecord(OrderedDict((name, Array(array)) for name, array in weights.items()))
+
+
+def record_to_arrays(record: ArrayRecord) -> dict[str, Any]:
+    """The inverse of `arrays_to_record`."""
+    return {name: array.numpy() for name, array in record.items()}
+
+
+def _extras_to(content: RecordDict, extras: Mapping[str, Weights]) -> None:
+    for group, arrays in extras.items():
+        content[f"extra.{group}"] = arrays_to_record(arrays)
+
+
+def _extras_from(content: RecordDict) -> dict[str, dict[str, Any]]:
+    return {
+        key.removeprefix("extra."): record_to_arrays(record)
+        for key, record in content.array_records.items()
+        if key.startswith("extra.")
+    }
+
+
+def broadcast_to_content(broadcast: Broadcast, run: RunInfo) -> RecordDict:
+    """A broadcast as the content of a train or evaluate message."""
+    content = run_to_content(run)
+    content["weights"] = arrays_to_record(broadcast.weights)
+    content["round"]["index"] = broadcast.round_index
+    content["round"]["rule"] = broadcast.rule
+    content["scalars"] = ConfigRecord(dict(broadcast.scalars))
+    _extras_to(content, broadcast.extras)
+    return content
+
+
+def content_to_broadcast(content: RecordDict) -> Broadcast:
+    """The inverse of `broadcast_to_content`."""
+    place = content["round"]
+    scalars: dict[str, Scalar] = dict(content["scalars"].items())  # type: ignore[arg-type]
+    return Broadcast(
+        round_index=int(place["index"]),
+        weights=record_to_arrays(content["weights"]),
+        rule=str(place["rule"]),
+        extras=_extras_from(content),
+        scalars=scalars,
+    )
+
+
+def run_to_content(run: RunInfo) -> RecordDict:
+    """The content of a query message."""
+    return RecordDict(
+        {"round": ConfigRecord({"run-name": run.run_name, "seed": run.seed, "num-rounds": run.num_rounds, "final": run.final})}
+    )
+
+
+def content_to_run(content: RecordDict) -> RunInfo:
+    """What a message says about the run."""
+    place = content["round"]
+    return RunInfo(str(place["run-name"]), int(place["seed"]), int(place["num-rounds"]), bool(place["final"]))
+
+
+def card_to_content(card: ClientCard) -> RecordDict:
+    """A client's card as the content of a reply."""
+    return RecordDict(
+        {
+            "client": ConfigRecord(
+                {
+                    "client-id": card.client_id,
+                    "num-train": card.num_train,
+                    "num-val": card.num_val,
+                    "num-test": card.num_test,
+                    "label-names": list(card.label_names),
+                    "modality-names": list(card.modality_shares),
+                    "modality-shares": list(card.modality_shares.values()),
+                    "model-names": list(card.model_names),
+                    "fingerprint": card.fingerprint,
+                }
+            )
+        }
+    )
+
+
+def content_to_card(content: RecordDict) -> ClientCard:
+    """The inverse of `card_to_content`.
+
+    Raises:
+        UpdateError: the client answered with a problem, or with something else than a card.
+    """
+    raise_problem(content)
+    try:
+        record = content["client"]
+        names, shares = list(record["modality-names"]), list(record["modality-shares"])
+        return ClientCard(
+            client_id=int(record["client-id"]),
+            num_train=int(record["num-train"]),
+            num_val=int(record["num-val"]),
+            num_test=int(record["num-test"]),
+            label_names=tuple(str(name) for name in record["label-names"]),
+            modality_shares={str(n): float(s) for n, s in zip(names, shares, strict=True)},
+            model_names=tuple(str(name) for name in record["model-names"]),
+            fingerprint=str(record["fingerprint"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UpdateError(f"the client's answer to the server's first question is malformed: {error!r}") from error
+
+
+def problem_to_content(client_id: int, error: BaseException) -> RecordDict:
+    """An error of a client as the content of a reply."""
+    return RecordDict({"problem": ConfigRecord({"client-id": client_id, "kind": type(error).__name__, "message": str(error)})})
+
+
+def raise_problem(content: RecordDict) -> None:
+    """Raise the error that a client answered with, if it did.
+
+    Raises:
+        UpdateError: with the client's own message.
+    """
+    if "problem" in content:
+        record = content["problem"]
+        raise UpdateError(f"{record['kind']}: {record['message']}")
+
+
+def _counts_to(content: RecordDict, counts: Mapping[str, MultilabelCounts]) -> None:
+    for name, value in counts.items():
+        content[f"counts.{name}"] = MetricRecord({key: values for key, values in value.to_lists().items()})
+
+
+def _counts_from(content: RecordDict) -> dict[str, MultilabelCounts]:
+    found = {}
+    for key, record in content.metric_records.items():
+        if key.startswith("counts."):
+            found[key.removeprefix("counts.")] = MultilabelCounts.from_lists(record)  # type: ignore[arg-type]
+    return found
+
+
+def counts_to_content(client_id: int, counts: Mapping[str, MultilabelCounts]) -> RecordDict:
+    """A client's counts as the content of a reply to an evaluate message."""
+    content = RecordDict({"client": ConfigRecord({"client-id": client_id})})
+    _counts_to(content, counts)
+    return content
+
+
+def content_to_counts(content: RecordDict) -> tuple[int, dict[str, MultilabelCounts]]:
+    """The inverse of `counts_to_content`.
+
+    Raises:
+        UpdateError: the client answered with a problem or a malformed reply.
+    """
+    raise_problem(content)
+    try:
+        return int(content["client"]["client-id"]), _counts_from(content)
+    except (KeyError, TypeError, ValueError, DataError) as error:
+        raise UpdateError(f"malformed evaluation reply: {error!r}") from error
+
+
+_SIGNALS = [f.name for f in fields(ClientSignals) if f.name not in ("modality_shares", "custom")]
+
+
+def update_to_content(update: ClientUpdate) -> RecordDict:
+    """A client's update as the content of a reply to a train message."""
+    signals: dict[str, float] = {
+        name.replace("_", "-"): float(value) for name in _SIGNALS if (value := getattr(update.signals, name)) is not None
+    }
+    signals |= {f"share.{name}": float(share) for name, share in update.signals.modality_shares.items()}
+    signals |= {f"custom.{name}": float(value) for name, value in update.signals.custom.items()}
+    content = RecordDict(
+        {
+            "weights": arrays_to_record(update.weights),
+            "client": ConfigRecord(
+                {
+                    "client-id": update.client_id,
+                    "round-index": update.round_index,
+                    "num-examples": update.num_examples,
+                    "num-steps": update.num_steps,
+                }
+            ),
+            "signals": MetricRecord(dict(signals)),
+            "scalars": MetricRecord({name: float(value) for name, value in update.scalars.items()}),
+            "seconds": MetricRecord({name: float(value) for name, value in update.seconds.items()}),
+        }
+    )
+    _extras_to(content, update.extras)
+    _counts_to(content, update.counts)
+    return content
+
+
+def content_to_update(content: RecordDict) -> ClientUpdate:
+    """The inverse of `update_to_content`.
+
+    Raises:
+        UpdateError: the client answered with a problem, or with something that is not a valid update.
+    """
+    raise_problem(content)
+    try:
+        client = content["client"]
+        signals = dict(content["signals"].items())
+        return ClientUpdate(
+            client_id=_integer(client, "client-id"),
+            round_index=_integer(client, "round-index"),
+            num_examples=_integer(client, "num-examples"),
+            num_steps=_integer(client, "num-steps"),
+            weights=record_to_arrays(content["weights"]),
+            signals=ClientSignals(
+                **{name: float(signals[key]) for name in _SIGNALS if (key := name.replace("_", "-")) in signals},  # type: ignore[arg-type]
+                modality_shares=_prefixed(signals, "share."),
+                custom=_prefixed(signals, "custom."),
+            ),
+            extras=_extras_from(content),
+            scalars={name: float(value) for name, value in content["scalars"].items()},  # type: ignore[arg-type]
+            counts=_counts_from(content),
+            seconds={name: float(value) for name, value in content["seconds"].items()},  # type: ignore[arg-type]
+        )
+    except UpdateError:
+        raise
+    except (KeyError, TypeError, ValueError, DataError, OSError) as error:
+        raise UpdateError(f"malformed update: {error!r}") from error
+
+
+def _integer(record: Mapping[str, Any], key: str) -> int:
+    value = record[key]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UpdateError(f"{key} must be an integer, got {value!r}")
+    return value
+
+
+def _prefixed(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    return {key.removeprefix(prefix): float(value) for key, value in values.items() if key.startswith(prefix)}
