@@ -1,0 +1,195 @@
+"""Server states and client memories as bytes and as files, without pickle.
+
+Any frozen dataclass made of numbers, strings, arrays, mappings, sequences, sets and further such dataclasses can be
+stored. The format is a short header with a checksum, so that damaged bytes are told from good ones, and then a safetensors
+container: the arrays as tensors, everything else as a JSON tree in its metadata. Loading never imports a name that
+it read from a file: the caller says which class it expects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import tempfile
+import typing
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from fedmap.errors import CheckpointError
+from fedmap.local.rules import Memory
+from fedmap.weights import Array
+
+T = TypeVar("T")
+
+_MAGIC = b"FEDMAP1\n"  # followed by the CRC-32 of everything after it, in four bytes, lowest first
+
+
+def state_to_bytes(state: object) -> bytes:
+    """A dataclass as bytes; `state_from_bytes` gives an equal one back, array for array and bit for bit.
+
+    Raises:
+        CheckpointError: the state holds a value of a kind that cannot be stored; its place is named.
+    """
+    arrays: dict[str, Array] = {}
+    tree = json.dumps(_encode(state, arrays, type(state).__name__))
+    container: bytes = save_tensors(arrays, metadata={"tree": tree})
+    return _MAGIC + zlib.crc32(container).to_bytes(4, "little") + container
+
+
+def state_from_bytes(data: bytes, expected: type[T]) -> T:
+    """The dataclass that `state_to_bytes` stored.
+
+    Args:
+        data: the stored bytes.
+        expected: the class of the state, e.g. `type(aggregator.init(weights, layout))`.
+
+    Raises:
+        CheckpointError: the bytes are damaged or cut short, were not written by FedMAP, or hold another class.
+    """
+    if not data.startswith(_MAGIC):
+        raise CheckpointError("this is not a state saved by this version of FedMAP; give the path of one of its checkpoints")
+    start = len(_MAGIC) + 4
+    container = data[start:]
+    if zlib.crc32(container) != int.from_bytes(data[len(_MAGIC) : start], "little"):
+        raise CheckpointError(f"the saved state ({len(data)} bytes) is damaged or cut short; use the checkpoint before it")
+    arrays = load_tensors(container)
+    found = json.loads(_tree(container))
+    name = _name(expected)
+    if found["dataclass"] != name:
+        raise CheckpointError(f"expected a saved {name}, found {found['dataclass']}; resume with the strategy that wrote it")
+    return typing.cast(T, _decode(found, arrays, _dataclasses_of(expected)))
+
+
+def save_state(path: Path, state: object) -> None:
+    """Write a state to a file, atomically: after a crash the file holds the old state or the new one, never half of one."""
+    _write(path, state_to_bytes(state))
+
+
+def load_state(path: Path, expected: type[T]) -> T:
+    """Read a state from a file; see `state_from_bytes`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, damaged or holds another class.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}; give the path of a saved checkpoint") from error
+    try:
+        return state_from_bytes(data, expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def memory_path(folder: Path, run: str, client_id: int) -> Path:
+    """Where a client keeps its memory of one run; the run's name is made safe for a file system."""
+    return folder / re.sub(r"[^A-Za-z0-9._-]", "_", run) / f"client_{client_id}.memory"
+
+
+def save_memory(path: Path, memory: Memory) -> None:
+    """Write a client's memory to a file that only its owner can read, atomically."""
+    _write(path, state_to_bytes(memory))
+
+
+def load_memory(path: Path) -> Memory:
+    """A client's memory; an empty one where the client has not kept any yet.
+
+    Raises:
+        CheckpointError: the file is there but unreadable or damaged.
+    """
+    return load_state(path, Memory) if path.exists() else Memory()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created readable by its owner alone
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
+
+
+def _tree(container: bytes) -> str:
+    # safetensors' in-memory reader gives no metadata; its header is a length in eight bytes and a JSON object
+    length = int.from_bytes(container[:8], "little")
+    return typing.cast(str, json.loads(container[8 : 8 + length])["__metadata__"]["tree"])
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _encode(value: object, arrays: dict[str, Array], place: str) -> Any:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "fiub":
+            raise CheckpointError(f"{place} has dtype {value.dtype}; only numbers and booleans can be saved")
+        key = str(len(arrays))
+        arrays[key] = np.asarray(value, order="C")
+        return {"array": key}
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _encode(getattr(value, f.name), arrays, f"{place}.{f.name}") for f in dataclasses.fields(value) if f.init}
+        return {"dataclass": _name(type(value)), "fields": fields}
+    if isinstance(value, Mapping):
+        return {"mapping": [[_encode(k, arrays, place), _encode(v, arrays, f"{place}[{k!r}]")] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_encode(v, arrays, f"{place}[{i}]") for i, v in enumerate(value)]}
+    if isinstance(value, frozenset | set):
+        return {"frozenset": [_encode(v, arrays, place) for v in sorted(value)]}
+    raise CheckpointError(
+        f"{place} is a {type(value).__name__}; a state may hold arrays, numbers, strings, mappings, sequences and dataclasses"
+    )
+
+
+def _decode(node: Any, arrays: Mapping[str, Array], classes: Mapping[str, type]) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if "array" in node:
+        return arrays[node["array"]]
+    if "mapping" in node:
+        return {_decode(k, arrays, classes): _decode(v, arrays, classes) for k, v in node["mapping"]}
+    if "list" in node:
+        return [_decode(v, arrays, classes) for v in node["list"]]
+    if "tuple" in node:
+        return tuple(_decode(v, arrays, classes) for v in node["tuple"])
+    if "frozenset" in node:
+        return frozenset(_decode(v, arrays, classes) for v in node["frozenset"])
+    cls = classes.get(node["dataclass"])
+    if cls is None:
+        raise CheckpointError(f"the saved state holds a {node['dataclass']}, which is not part of the expected state")
+    try:
+        return cls(**{name: _decode(v, arrays, classes) for name, v in node["fields"].items()})
+    except TypeError as error:
+        raise CheckpointError(f"the saved {node['dataclass']} has other fields than this version's: {error}") from error
+
+
+def _dataclasses_of(root: Any) -> dict[str, type]:
+    """Every dataclass that the annotations of `root` lead to, by name."""
+    found: dict[str, type] = {}
+    todo: list[Any] = [root]
+    while todo:
+        item = todo.pop()
+        todo.extend(typing.get_args(item))
+        if isinstance(item, type) and dataclasses.is_dataclass(item) and _name(item) not in found:
+            found[_name(item)] = item
+            todo.extend(typing.get_type_hints(item).values())
+    return found
