@@ -156,7 +156,7 @@ def train(
     """
     if len(split) == 0:
         raise DataError("the training split has no rows; give the client rows or leave it out of the federation")
-    rule.check(options.optimizer, options.momentum, options.num_updates)
+    rule.check(options)
     loss_function = loss_of(model)
     optimizer = make_optimizer(model, options)
     parameters = [p for p in model.parameters() if p.requires_grad]

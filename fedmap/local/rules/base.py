@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from fedmap.errors import ConfigError
 from fedmap.local.tensors import get_weights
 from fedmap.records import Broadcast
 from fedmap.weights import Weights
+
+if TYPE_CHECKING:
+    from fedmap.local.training import TrainingOptions
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class Progress:
         learning_rate: the (head's) learning rate of those steps.
         num_examples: rows of the training split.
         mean_gradient: computes the mean loss gradient over the whole training split at the model's present weights, in
-            evaluation-free training mode without any correction; one extra pass over the data.
+            evaluation mode (no dropout, fixed statistics) and without any correction; one extra pass over the data.
         mean_loss: computes the mean loss over the whole training split at the model's present weights.
     """
 
@@ -78,8 +82,8 @@ class LocalRule:
 
     personal: bool = False
 
-    def check(self, optimizer: str, momentum: float, num_updates: int | None) -> None:
-        """Refuse training options that the algorithm cannot work with, by raising a ConfigError."""
+    def check(self, options: TrainingOptions) -> None:
+        """Called once after `start` to refuse training options the algorithm cannot work with, by raising a ConfigError."""
 
     def start(self, model: nn.Module, broadcast: Broadcast, memory: Memory) -> None:
         """Called once before training, after the broadcast weights have been written into the model."""
@@ -99,7 +103,15 @@ class LocalRule:
         """Turn the global model, already written into `model`, into the one this client is scored with."""
 
 
-RULES: dict[str, str] = {"plain": "fedmap.local.rules.LocalRule"}
+RULES: dict[str, str] = {
+    "plain": "fedmap.local.rules.base.LocalRule",
+    "individual": "fedmap.local.rules.individual.Individual",
+    "proximal": "fedmap.local.rules.proximal.Proximal",
+    "keep-normalisation": "fedmap.local.rules.keep_normalisation.KeepNormalisation",
+    "map-prior": "fedmap.local.rules.map_prior.MapPrior",
+    "control-variate": "fedmap.local.rules.control_variate.ControlVariate",
+    "last-gradient": "fedmap.local.rules.last_gradient.LastGradient",
+}
 
 
 def make_rule(name: str) -> LocalRule:
