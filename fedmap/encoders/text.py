@@ -1,0 +1,160 @@
+"""Text towers: BERT and its relatives by name, path or package, and a tiny one for tests."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from fedmap.encoders.hub import text_folder
+from fedmap.encoders.tokens import HashingTokenizer, Tokenizer, WordPieceTokenizer
+from fedmap.encoders.torchvision_repair import import_transformers
+from fedmap.encoders.tower import Encoder, sha256
+from fedmap.errors import ModelError
+
+POOLINGS = ("pooler", "mean")
+
+
+class TextEncoder(Encoder):
+    """A transformer from a folder in transformers' format, read through `AutoModel` (BertModel for BERT).
+
+    Args:
+        name: "package:module", a folder, or a name on the Hugging Face hub; "tiny" is `TinyTextEncoder`.
+        pooling: "pooler" (BERT's trained [CLS] output) or "mean" (over the tokens; for sentence transformers).
+        max_length: tokens a text is cut to.
+        pretrained: False takes only the architecture from the folder and starts from random weights.
+
+    Raises:
+        ModelError: the folder cannot be found or lacks what is needed.
+    """
+
+    def __init__(self, name: str, pooling: str = "pooler", max_length: int = 128, pretrained: bool = True) -> None:
+        if pooling not in POOLINGS:
+            raise ModelError(f"text_pooling={pooling!r}: expected one of {', '.join(POOLINGS)}")
+        self.name, self.pooling, self.max_length, self.pretrained = name, pooling, max_length, pretrained
+        self.folder = text_folder(name)
+        try:
+            self._config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+            self.width = int(self._config.get("hidden_size") or self._config["dim"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{self.folder / 'config.json'} is not the configuration of a text tower: {error}") from error
+        positions = int(self._config.get("max_position_embeddings") or max_length)
+        if not 2 < max_length <= positions:
+            raise ModelError(f"max_text_length={max_length}: {name} reads 3 to {positions} tokens")
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's own tokeniser."""
+        tokenizer = WordPieceTokenizer(self.folder, self.max_length)
+        known = int(self._config.get("vocab_size", 0))
+        if tokenizer.vocab_size > known:
+            raise ModelError(
+                f"{self.folder}: the tokeniser has {tokenizer.vocab_size} tokens, but the tower's config.json says vocab_size={known}; "
+                "they do not belong together"
+            )
+        return tokenizer
+
+    def settings(self) -> str:
+        """See `Encoder.settings`."""
+        return f"text {self.pooling} {sha256(self.folder / 'config.json')} {self.tokenizer.fingerprint} pretrained={self.pretrained}"
+
+    def weights(self) -> Path | None:
+        """See `Encoder.weights`."""
+        if not self.pretrained:
+            return None
+        found = next((self.folder / n for n in ("model.safetensors", "pytorch_model.bin") if (self.folder / n).is_file()), None)
+        if found is None:
+            raise ModelError(f"{self.folder} has no model.safetensors; save the tower there or set pretrained_text=false")
+        return found
+
+    def build(self) -> nn.Module:
+        """See `Encoder.build`."""
+        transformers = import_transformers()
+        if self.weights() is None:
+            config = transformers.AutoConfig.from_pretrained(self.folder)
+            model = transformers.AutoModel.from_config(config)
+        else:
+            progress = transformers.utils.logging.is_progress_bar_enabled()
+            transformers.utils.logging.disable_progress_bar()
+            try:
+                model = transformers.AutoModel.from_pretrained(self.folder, local_files_only=True, dtype=torch.float32)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise ModelError(f"the text tower in {self.folder} cannot be read: {error}") from error
+            finally:
+                if progress:
+                    transformers.utils.logging.enable_progress_bar()
+        return TransformerTower(model, self.pooling)
+
+
+class TransformerTower(nn.Module):
+    """A transformer and its pooling: token ids [B, L] and mask [B, L] to features [B, D]."""
+
+    def __init__(self, transformer: nn.Module, pooling: str) -> None:
+        super().__init__()
+        self.transformer, self.pooling = transformer, pooling
+        has_pooler = getattr(transformer, "pooler", None) is not None
+        if pooling == "pooler" and not has_pooler:
+            raise ModelError("text_pooling=pooler: this tower has no pooler; use text_pooling=mean")
+        if pooling == "mean" and has_pooler:
+            transformer.pooler = None  # it would be trained by nothing and sent for nothing
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Features [B, D] of token ids and attention mask, both int64 [B, L]."""
+        output = self.transformer(input_ids=input_ids, attention_mask=attention_mask)
+        if self.pooling == "pooler":
+            pooled: torch.Tensor = output.pooler_output
+            return pooled
+        return masked_mean(output.last_hidden_state, attention_mask)
+
+
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean [B, D] of states [B, L, D] over the tokens that mask [B, L] keeps."""
+    kept = mask.unsqueeze(-1).to(states.dtype)  # [B, L, 1]
+    return (states * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+
+
+class TinyTextEncoder(Encoder):
+    """A random tower of 66,000 weights over hashed words, for tests: starts in milliseconds and downloads nothing."""
+
+    width = 32
+    vocab_size = 2048
+    pretrained = False
+
+    def __init__(self, max_length: int = 128) -> None:
+        self.max_length = max_length
+        self.tokenizer: Tokenizer = HashingTokenizer(self.vocab_size, max_length)
+
+    def settings(self) -> str:
+        """See `Encoder.settings`."""
+        return f"text tiny {self.tokenizer.fingerprint}"
+
+    def weights(self) -> Path | None:
+        """See `Encoder.weights`."""
+        return None
+
+    def build(self) -> nn.Module:
+        """See `Encoder.build`."""
+        return TinyTextTower(self.vocab_size, self.width)
+
+
+class TinyTextTower(nn.Module):
+    """The mean of word embeddings and one layer with tanh, as BERT's pooler ends."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.pooler = nn.Linear(width, width)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Features [B, D] of token ids and attention mask, both int64 [B, L]."""
+        return torch.tanh(self.pooler(masked_mean(self.embedding(input_ids), attention_mask)))
+
+
+def make_text_encoder(name: str, pooling: str = "pooler", max_length: int = 128, pretrained: bool = True) -> TextEncoder | TinyTextEncoder:
+    """The text encoder of a name; see `TextEncoder`."""
+    if name == "tiny":
+        return TinyTextEncoder(max_length)
+    return TextEncoder(name, pooling, max_length, pretrained)
