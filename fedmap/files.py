@@ -11,9 +11,14 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from fedmap.errors import DataError
+
+T = TypeVar("T")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -73,3 +78,41 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def typed(kind: type[T], value: Any, where: str = "") -> T:
+    """The inverse of `plain`: an instance of a dataclass from what JSON holds, by the dataclass's annotations.
+
+    Raises:
+        DataError: a key is missing or unknown, or a value has another type; the place is named.
+    """
+    made: T = _typed(kind, value, where or kind.__name__)
+    return made
+
+
+def _typed(kind: Any, value: Any, where: str) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        if value is None and NoneType in arguments:
+            return None
+        return _typed(next(a for a in arguments if a is not NoneType), value, where)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_typed(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
+        return {arguments[0](key): _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
+    if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        unknown = [key for key in value if key not in hints]
+        if unknown:
+            raise DataError(f"{where}: unknown keys {unknown[:3]}, expected some of {', '.join(hints)}")
+        try:
+            return kind(**{key: _typed(hints[key], item, f"{where}.{key}") for key, item in value.items()})
+        except TypeError as error:
+            raise DataError(f"{where}: {error}") from error
+    if kind is float and value is None:
+        return float("nan")  # what `plain` wrote as null
+    if kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str, bool) and type(value) is kind:
+        return value
+    raise DataError(f"{where}: expected {getattr(kind, '__name__', kind)}, got {value!r:.80}")

@@ -37,8 +37,10 @@ def test_the_result_file_holds_figures_with_median_and_spread_and_no_host_name(t
         "max": 0.4,
     }
     assert content["scenarios"] == {"label": None}
-    assert content["machine"]["cores"] >= 1 and content["versions"]["packages"]["torch"]
-    assert platform.node() not in text and str(tmp_path) not in text
+    assert content["machine"]["cores"] >= 1
+    assert content["versions"]["packages"]["torch"]
+    assert platform.node() not in text
+    assert str(tmp_path) not in text
 
 
 @pytest.mark.parametrize("value", [0.49, float("nan"), float("inf")])
@@ -46,7 +48,8 @@ def test_check_names_each_missed_target(tmp_path: Path, capsys: pytest.CaptureFi
     assert run(tmp_path / "r.json", value) == 0
     assert run(tmp_path / "r.json", value, "--check") == 1
     printed = capsys.readouterr().out
-    assert "MISSED: better than chance" in printed and "MISSED: small" not in printed
+    assert "MISSED: better than chance" in printed
+    assert "MISSED: small" not in printed
 
 
 def test_quick_and_seeds_and_own_arguments_reach_the_benchmark(tmp_path: Path) -> None:
@@ -78,10 +81,12 @@ def test_an_input_error_is_one_line_and_status_2(tmp_path: Path, capsys: pytest.
 
 
 def test_targets_and_cells() -> None:
-    assert Target("a", 1.0, 1.0, "==").met and not Target("a", 1.0, 1.0, ">").met
+    assert Target("a", 1.0, 1.0, "==").met
+    assert not Target("a", 1.0, 1.0, ">").met
     with pytest.raises(ValueError, match="none of >="):
         Target("a", 1.0, 1.0, "=>")
-    assert spread([1.0, 2.0], 1) == "1.5 ± 0.7" and spread([1.0]) == "1.000"
+    assert spread([1.0, 2.0], 1) == "1.5 ± 0.7"
+    assert spread([1.0]) == "1.000"
     assert summary([3])["std"] == 0.0
     with pytest.raises(ValueError, match="at least one"):
         summary([])

@@ -1,0 +1,273 @@
+"""The folder of a run. Everything is written whole or not at all, after every round, so that a killed run leaves true files.
+
+    config.yaml     the resolved configuration; values of secret keys are replaced by ***
+    versions.json   {"software": Python, packages and commit; "machine": the kind of machine}
+    results.json    see below
+    results.csv     one row per round
+    clients.csv     one row per round and client
+    last/, best/    the model after the last round, and after the round with the best validation macro-F1
+    plots/, report.md    written at the end, see `fedmap.report`
+
+results.json (schema_version 1) is `fedmap.history.RunHistory` as an object, field by field under the attributes' names:
+
+    schema_version  1
+    status          "running" (also what a killed run leaves), "finished" or "failed"; reason: why it failed
+    label_names     the C labels in the order of the model's outputs
+    best_round      the round whose model is in best/, or null
+    rounds          list of {round_index, seconds {phase: s}, validation, test, clients_validation, clients, diagnostics, notes};
+                    scores are null or {micro_f1, macro_f1, weighted_f1, samples_f1, num_samples, loss};
+                    a client is {client_id, status, reason, weight, num_examples, num_steps, signals, scores, scalars, seconds,
+                    bytes_up, bytes_down}; signals are those of `fedmap.records.ClientSignals`
+    final           null until the end, then {chosen_round, validation, test, test_tuned, thresholds {label: t}, labels
+                    [{label, support, precision, recall, f1, threshold}], clients {id: scores}}
+
+A number that is not known or not finite is null. Scores of the test split are reported and never used to choose.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fedmap.errors import DataError
+from fedmap.files import plain, typed, write_csv, write_json, write_text
+from fedmap.history import FAILED, REJECTED, ClientRecord, FinalResults, RoundRecord, RunHistory, Scores
+from fedmap.records import ClientSignals
+from fedmap.versions import machine, versions
+
+SCHEMA_VERSION = 1
+SECRET = re.compile(r"(^|[_.-])(token|secrets?|passwords?|passwd|credentials?|(api|access|private|secret)_?keys?)($|[_.-])")
+HIDDEN = "***"
+SCORES = tuple(field.name for field in fields(Scores))
+SIGNALS = tuple(field.name for field in fields(ClientSignals) if field.name not in ("modality_shares", "custom"))
+
+
+class RunFolder:
+    """Writes one run's folder: `start`, `add_round` after every round, and `finish` or `fail`.
+
+    Attributes:
+        path: the folder; made if it does not exist.
+        history: the run so far.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.history = RunHistory()
+
+    def start(self, config: Any, label_names: Sequence[str], history: RunHistory | None = None) -> None:
+        """Write what is known before the first round.
+
+        Args:
+            config: the run's configuration: a DictConfig or a mapping.
+            label_names: in the order of the model's outputs.
+            history: of the same run before it was stopped, when it is resumed.
+        """
+        self.history = history or RunHistory(label_names=tuple(label_names))
+        write_text(self.path / "config.yaml", redacted_yaml(config))
+        write_json(self.path / "versions.json", {"software": versions(), "machine": machine()})
+        self._write()
+
+    def add_round(self, record: RoundRecord, model: nn.Module | None = None, thresholds: Mapping[str, float] | None = None) -> bool:
+        """Add a round and write everything anew.
+
+        Args:
+            record: the round.
+            model: the global model after it, saved as `last`, and as `best` if the round is the best so far.
+            thresholds: by label, tuned on the validation split; saved with the model.
+
+        Returns:
+            Whether this round is the best so far on the validation split.
+        """
+        self.history = self.history.with_round(record)
+        best = self.history.best is record
+        if model is not None:
+            self.save_model("last", model, thresholds)
+            if best:
+                _copy_folder(self.path / "last", self.path / "best")
+        self._write()
+        return best
+
+    def finish(self, final: FinalResults) -> None:
+        """Write the final results, then the report and the plots. A report that cannot be drawn is a warning, not a failure."""
+        from fedmap.report import write_report
+
+        self._end("finished", "", final)
+        try:
+            write_report(self.path)
+        except Exception as error:  # the run's results are safe already, whatever a plotting library says
+            warnings.warn(f"the report of {self.path} could not be written: {error!r}", RuntimeWarning, stacklevel=2)
+
+    def fail(self, reason: str) -> None:
+        """Note why the run ended early; the rounds so far stay as they are."""
+        self._end("failed", reason, None)
+
+    def save_model(self, name: str, model: nn.Module, thresholds: Mapping[str, float] | None = None) -> Path:
+        """Write a model's folder, replacing an older one of that name, and return its path."""
+        target = self.path / name
+        fresh = _fresh(target)
+        save = getattr(model, "save_pretrained", None)
+        if callable(save):
+            save(fresh, label_names=list(self.history.label_names), thresholds=dict(thresholds or {}))
+        else:
+            _save_plain(fresh, model, self.history.label_names, thresholds or {})
+        _swap(fresh, target)
+        return target
+
+    def _end(self, status: str, reason: str, final: FinalResults | None) -> None:
+        self.history = RunHistory(self.history.label_names, self.history.rounds, final, status, reason)
+        self._write()
+
+    def _write(self) -> None:
+        best = self.history.best
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "status": self.history.status,
+            "reason": self.history.reason,
+            "best_round": None if best is None else best.round_index,
+            **plain(self.history),
+        }
+        write_json(self.path / "results.json", document)
+        rows = [_round_row(record, record is best) for record in self.history.rounds]
+        write_csv(self.path / "results.csv", _columns(rows), rows)
+        clients = [_client_row(record.round_index, client) for record in self.history.rounds for client in record.clients]
+        write_csv(self.path / "clients.csv", _columns(clients), clients)
+
+
+def read_history(path: Path) -> RunHistory:
+    """The history in a run's folder.
+
+    Raises:
+        DataError: there is no results.json, or it is not one of this schema.
+    """
+    import json
+
+    file = Path(path) / "results.json"
+    try:
+        document = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise DataError(f"{file} does not exist; give the folder of a run, e.g. outputs/<date>/<time>") from error
+    except ValueError as error:
+        raise DataError(f"{file} is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(f"{file} has not schema_version {SCHEMA_VERSION}; it was written by another version of FedMAP")
+    names = {field.name for field in fields(RunHistory)}
+    return typed(RunHistory, {key: value for key, value in document.items() if key in names}, str(file))
+
+
+def redacted(config: Any) -> Any:
+    """A configuration as plain values, with *** for each value under a key like token, secret, password or api_key, and for
+    a password within a URL.
+    """
+    from omegaconf import OmegaConf
+
+    value = OmegaConf.to_container(config, resolve=True, throw_on_missing=False) if OmegaConf.is_config(config) else config
+    return _redact(value, hide=False)
+
+
+def redacted_yaml(config: Any) -> str:
+    """`redacted` as YAML."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(plain(redacted(config))))
+
+
+def _redact(value: Any, hide: bool) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _redact(item, hide or _is_secret(str(key))) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redact(item, hide) for item in value]
+    if hide and value not in (None, "", False, True):
+        return HIDDEN
+    if isinstance(value, str):
+        return re.sub(r"(://[^/@:\s]*:)[^/@\s]+@", rf"\1{HIDDEN}@", value)
+    return value
+
+
+def _is_secret(key: str) -> bool:
+    return SECRET.search(re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()) is not None
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}_{key}".replace("-", "_"): value for key, value in values.items()}
+
+
+def _round_row(record: RoundRecord, best: bool) -> dict[str, Any]:
+    row: dict[str, Any] = {"round": record.round_index, "best": int(best), "train_loss": record.train_loss}
+    for name in ("validation", "test", "clients_validation"):
+        scores: Scores | None = getattr(record, name)
+        row |= {f"{name}_{score}": None if scores is None else getattr(scores, score) for score in SCORES}
+    row |= {
+        "clients_ok": record.num_ok,
+        "clients_failed": sum(client.status == FAILED for client in record.clients),
+        "clients_rejected": sum(client.status == REJECTED for client in record.clients),
+        "bytes_up": _total(client.bytes_up for client in record.clients),
+        "bytes_down": _total(client.bytes_down for client in record.clients),
+    }
+    return row | _prefixed("seconds", record.seconds) | _prefixed("diagnostic", record.diagnostics)
+
+
+def _total(values: Any) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def _client_row(round_index: int, client: ClientRecord) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "round": round_index,
+        "client": client.client_id,
+        "status": client.status,
+        "reason": client.reason,
+        "weight": client.weight,
+        "num_examples": client.num_examples,
+        "num_steps": client.num_steps,
+        **{name: getattr(client.signals, name) for name in SIGNALS},
+        **_prefixed("share", client.signals.modality_shares),
+        **_prefixed("custom", client.signals.custom),
+        "bytes_up": client.bytes_up,
+        "bytes_down": client.bytes_down,
+    }
+    for moment, scores in client.scores.items():
+        row |= _prefixed(moment, asdict(scores))
+    return row | _prefixed("scalar", client.scalars) | _prefixed("seconds", client.seconds)
+
+
+def _save_plain(folder: Path, model: nn.Module, label_names: Sequence[str], thresholds: Mapping[str, float]) -> None:
+    from safetensors.torch import save_model
+
+    folder.mkdir(parents=True)
+    save_model(model, str(folder / "model.safetensors"))
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    write_json(folder / "config.json", {"model": kind, "label_names": list(label_names), "thresholds": dict(thresholds)})
+
+
+def _fresh(target: Path) -> Path:
+    fresh = target.with_name(f".{target.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    return fresh
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    fresh = _fresh(target)
+    shutil.copytree(source, fresh)
+    _swap(fresh, target)
+
+
+def _swap(fresh: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
