@@ -7,13 +7,16 @@ a local rule (`fedmap.local.rules`) which the broadcast names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from fedmap.errors import UpdateError
+from fedmap.errors import ConfigError, UpdateError
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
-from fedmap.weights import Layout, Weights
+from fedmap.weights import Array, Layout, Weights, weighted_sum
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,29 @@ class Aggregator(Protocol[S]):
         ...
 
 
+def expected_names(aggregator: Aggregator[Any], state: ServerState) -> frozenset[str]:
+    """The names of the arrays that every client's update must carry.
+
+    All of the global model's, unless the aggregator has a method `expected_names(state)` that says otherwise because
+    some tensors stay on the clients.
+    """
+    own = getattr(aggregator, "expected_names", None)
+    return frozenset(own(state)) if callable(own) else frozenset(state.weights)
+
+
+A = TypeVar("A")
+
+
+def with_num_clients(aggregator: A, num_clients: int) -> A:
+    """The aggregator, told how many clients the federation has in all, if it asks for that and does not know it yet.
+
+    An aggregator asks by being a dataclass with a field `num_clients` that is None.
+    """
+    if dataclasses.is_dataclass(aggregator) and not isinstance(aggregator, type) and getattr(aggregator, "num_clients", 0) is None:
+        return dataclasses.replace(aggregator, num_clients=num_clients)
+    return aggregator
+
+
 def in_client_order(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
     """The updates sorted by client, so that the order of arrival never changes a bit of the result.
 
@@ -63,7 +89,7 @@ def in_client_order(updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
     ordered = sorted(updates, key=lambda update: update.client_id)
     if not ordered:
         raise UpdateError("no updates to aggregate; keep the state of the round before")
-    for left, right in zip(ordered, ordered[1:], strict=False):
+    for left, right in itertools.pairwise(ordered):
         if left.client_id == right.client_id:
             raise UpdateError(f"client {left.client_id} appears twice in one round; count each client once")
     return ordered
@@ -73,3 +99,63 @@ def example_shares(updates: Sequence[ClientUpdate]) -> dict[int, float]:
     """n_k / n for each client."""
     total = sum(update.num_examples for update in updates)
     return {update.client_id: update.num_examples / total for update in updates}
+
+
+def mean_weights(updates: Sequence[ClientUpdate], shares: Sequence[float], names: Collection[str]) -> dict[str, Array]:
+    """sum_k a_k w_k over the named arrays; integer arrays take the maximum.
+
+    Raises:
+        UpdateError: an update lacks one of the arrays.
+    """
+    for update in updates:
+        missing = sorted(name for name in names if name not in update.weights)
+        if missing:
+            raise UpdateError(f"client {update.client_id} did not send {len(missing)} of the expected arrays, first {missing[:3]}")
+    return weighted_sum([{name: update.weights[name] for name in names} for update in updates], shares)
+
+
+def extra(update: ClientUpdate, group: str, names: Collection[str], needed_by: str) -> Weights:
+    """A group of arrays that the update must carry besides the model.
+
+    Raises:
+        UpdateError: the group, or one of its arrays, is missing.
+    """
+    arrays = update.extras.get(group)
+    missing = sorted(names) if arrays is None else sorted(name for name in names if name not in arrays)
+    if arrays is None or missing:
+        raise UpdateError(
+            f"client {update.client_id} did not send {group!r} for {len(missing)} arrays, first {missing[:3]}; {needed_by} needs it from "
+            "every client: let the clients train by the rule that the broadcast names, and keep its extras in an after_round hook"
+        )
+    return arrays
+
+
+def check_number(
+    name: str, value: object, least: float = -math.inf, most: float = math.inf, *, above: float = -math.inf, why: str = ""
+) -> None:
+    """Refuse a hyper-parameter that is not a finite number in [least, most] and greater than `above`.
+
+    Raises:
+        ConfigError: names the hyper-parameter, its value, the range and, if given, why.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not math.isfinite(value)
+        or not least <= value <= most
+        or value <= above
+    ):
+        limits = [f"greater than {above:g}"] if above > -math.inf else []
+        limits += [f"of at least {least:g}"] if least > -math.inf else []
+        limits += [f"of at most {most:g}"] if most < math.inf else []
+        raise ConfigError(f"{name}={value!r}: expected a number {' and '.join(limits)}" + (f"; {why}" if why else ""))
+
+
+def check_choice(name: str, value: object, options: Sequence[str]) -> None:
+    """Refuse a hyper-parameter that is not one of the options.
+
+    Raises:
+        ConfigError: names the hyper-parameter, its value and the options.
+    """
+    if value not in options:
+        raise ConfigError(f"{name}={value!r}: expected one of {', '.join(options)}")

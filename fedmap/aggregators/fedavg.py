@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fedmap.aggregators.base import ServerState, example_shares, in_client_order
+from fedmap.aggregators.base import ServerState, example_shares, in_client_order, mean_weights
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
-from fedmap.weights import Layout, Weights, weighted_sum
+from fedmap.weights import Layout, Weights
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,6 @@ class FedAvg:
         """w_{t+1} = sum_k (n_k / n) w_k."""
         ordered = in_client_order(updates)
         shares = example_shares(ordered)
-        weights = weighted_sum([update.weights for update in ordered], [shares[update.client_id] for update in ordered])
+        weights = mean_weights(ordered, [shares[update.client_id] for update in ordered], state.weights.keys())
         done = state.round_index + 1
         return replace(state, weights=weights, round_index=done), RoundReport(round_index=done, client_weights=shares)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from fedmap.errors import ConfigError
 from fedmap.records import Broadcast
+
+if TYPE_CHECKING:
+    from fedmap.local.training import TrainingOptions
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -54,3 +58,14 @@ def scalar(broadcast: Broadcast, name: str) -> float:
     if value is None:
         raise ConfigError(f"the rule {broadcast.rule!r} needs the scalar {name!r}, which the server's strategy did not broadcast")
     return float(value)
+
+
+def learning_rates(model: nn.Module, options: TrainingOptions) -> dict[str, float]:
+    """The learning rate of every trainable parameter: a model's `parameter_groups` may set rates of their own."""
+    names = {id(parameter): name for name, parameter in trainable(model).items()}
+    own = getattr(model, "parameter_groups", None)
+    groups = own(options) if callable(own) else []
+    rates = dict.fromkeys(names.values(), options.learning_rate)
+    for group in groups:
+        rates.update({names[id(p)]: float(group.get("lr", options.learning_rate)) for p in group["params"] if id(p) in names})
+    return rates
