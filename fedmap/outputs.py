@@ -40,6 +40,7 @@ from fedmap.errors import DataError
 from fedmap.files import plain, typed, write_csv, write_json, write_text
 from fedmap.history import FAILED, REJECTED, ClientRecord, FinalResults, RoundRecord, RunHistory, Scores
 from fedmap.records import ClientSignals
+from fedmap.scoring import final_results as final_results  # a run ends with `run.finish(final_results(...))`
 from fedmap.versions import machine, versions
 
 SCHEMA_VERSION = 1

@@ -52,33 +52,39 @@ def label_results(
 
 
 def final_results(
-    label_names: Sequence[str],
     chosen_round: int,
-    validation: Evaluation,
-    test: Evaluation,
-    clients: Mapping[int, Evaluation] | None = None,
+    label_names: Sequence[str],
+    validation: Evaluation | None,
+    test: Evaluation | None,
+    clients: Mapping[int, MultilabelCounts] | None = None,
     *,
-    tune: bool = True,
+    model: object = None,
 ) -> FinalResults:
     """The results of the chosen model.
 
     Args:
-        label_names: in the order of the model's outputs.
         chosen_round: whose model it is.
+        label_names: in the order of the model's outputs.
         validation: the model on the server's validation split; the thresholds come from here alone.
         test: the model on the server's test split.
-        clients: the clients' own models on their own test rows, where they have some.
-        tune: False for a model with a `decide` of its own (e.g. one label per row), to which no threshold applies.
+        clients: the counts of the clients' own models on their own test rows, by client.
+        model: the model; one with a `decide` of its own (e.g. one label per row) has no thresholds.
     """
-    thresholds = tuned_thresholds(validation) if tune else None
-    counts = test.counts if thresholds is None else counts_at(test, thresholds)
-    scored = {k: Scores.of(e.counts, e.loss) for k, e in sorted((clients or {}).items())}
+    own_decision = callable(getattr(model, "decide", None))
+    thresholds = None if own_decision or validation is None else tuned_thresholds(validation)
+    counts, tuned = None, None
+    if test is not None:
+        counts = test.counts
+        if thresholds is not None:
+            counts = counts_at(test, thresholds)
+            tuned = Scores.of(counts)
+    scored = {k: Scores.of(c) for k, c in sorted((clients or {}).items())}
     return FinalResults(
         chosen_round=chosen_round,
-        validation=Scores.of(validation.counts, validation.loss),
-        test=Scores.of(test.counts, test.loss),
-        test_tuned=None if thresholds is None else Scores.of(counts),
+        validation=None if validation is None else Scores.of(validation.counts, validation.loss),
+        test=None if test is None else Scores.of(test.counts, test.loss),
+        test_tuned=tuned,
         thresholds={} if thresholds is None else dict(zip(label_names, map(float, thresholds), strict=True)),
-        labels=label_results(label_names, counts, thresholds),
+        labels=() if counts is None else label_results(label_names, counts, thresholds),
         clients={k: scores for k, scores in scored.items() if scores is not None},
     )

@@ -169,7 +169,7 @@ def test_a_model_of_ones_own_saves_itself(tmp_path: Path) -> None:
 def test_final_results_tune_on_validation_and_only_report_test() -> None:
     validation = evaluation([[-1, -2, 0], [-3, -3, 0], [2, -1, 0]], [[1, 0, 0], [0, 0, 0], [1, 1, 0]])
     test = evaluation([[-1.5, -1.0, -5], [-4, -1.6, 5]], [[1, 1, 0], [0, 0, 1]])
-    final = final_results(LABELS, 4, validation, test, {3: test, 1: evaluation([[1, 1, 1]], [[0, 0, 0]])})
+    final = final_results(4, LABELS, validation, test, {3: test.counts, 1: evaluation([[1, 1, 1]], [[0, 0, 0]]).counts})
     assert final.test is not None
     assert final.test_tuned is not None
     assert final.test.macro_f1 == pytest.approx(1 / 3)
@@ -180,10 +180,21 @@ def test_final_results_tune_on_validation_and_only_report_test() -> None:
     assert list(final.clients) == [1, 3]
     assert final.worst_client == 1
     assert final.mean_client_macro_f1 == pytest.approx(1 / 6)
-    untuned = final_results(LABELS, 4, validation, test, tune=False)
+
+
+def test_a_model_that_decides_itself_has_no_thresholds_and_splits_may_be_absent() -> None:
+    class OneLabel:
+        def decide(self, logits: np.ndarray) -> np.ndarray:
+            return logits == logits.max(axis=1, keepdims=True)
+
+    one = evaluation([[1.0, -1.0, -1.0]], [[1, 0, 0]])
+    untuned = final_results(4, LABELS, one, one, model=OneLabel())
     assert untuned.test_tuned is None
     assert untuned.thresholds == {}
     assert untuned.labels[0].threshold is None
+    nothing = final_results(0, LABELS, None, None)
+    assert nothing.test is None
+    assert nothing.labels == ()
 
 
 def test_what_is_read_back_is_checked(tmp_path: Path) -> None:
