@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,10 +26,8 @@ import numpy.typing as npt
 
 from fedmap.errors import DataError
 
-try:
+if sys.platform != "win32":  # there, two writers do the same work, and the first to finish wins
     import fcntl
-except ImportError:  # not on Windows: two writers then do the same work, and the first to finish wins
-    fcntl = None  # type: ignore[assignment]
 
 log = logging.getLogger("fedmap.data")
 
@@ -212,7 +211,7 @@ def _edges(path: Path) -> int:
 
 def _sync(path: Path) -> None:
     """Have the operating system write a file, or a folder's list of names, to the disk."""
-    if path.is_dir() and os.name == "nt":
+    if sys.platform == "win32" and path.is_dir():
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -224,7 +223,7 @@ def _sync(path: Path) -> None:
 @contextlib.contextmanager
 def _lock(cache_dir: Path, key: str) -> Iterator[None]:
     """Let one writer of a key work at a time, so that the others find its result instead of computing it again."""
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     with contextlib.ExitStack() as stack:
