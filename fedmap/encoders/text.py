@@ -48,14 +48,7 @@ class TextEncoder(Encoder):
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The folder's own tokeniser."""
-        tokenizer = WordPieceTokenizer(self.folder, self.max_length)
-        known = int(self._config.get("vocab_size", 0))
-        if tokenizer.vocab_size > known:
-            raise ModelError(
-                f"{self.folder}: the tokeniser has {tokenizer.vocab_size} tokens, but the tower's config.json says vocab_size={known}; "
-                "they do not belong together"
-            )
-        return tokenizer
+        return WordPieceTokenizer(self.folder, self.max_length, int(self._config.get("vocab_size", 0)))
 
     def settings(self) -> str:
         """See `Encoder.settings`."""
@@ -65,10 +58,10 @@ class TextEncoder(Encoder):
         """See `Encoder.weights`."""
         if not self.pretrained:
             return None
-        found = next((self.folder / n for n in ("model.safetensors", "pytorch_model.bin") if (self.folder / n).is_file()), None)
-        if found is None:
-            raise ModelError(f"{self.folder} has no model.safetensors; save the tower there or set pretrained_text=false")
-        return found
+        file = self.folder / "model.safetensors"
+        if not file.is_file():
+            raise ModelError(f"{self.folder} has no model.safetensors; save the tower there (model.save_pretrained) or set pretrained_text=false")
+        return file
 
     def build(self) -> nn.Module:
         """See `Encoder.build`."""

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +23,14 @@ class Tokenizer(Protocol):
 
     Attributes:
         fingerprint: names everything that shapes the ids.
-        padding: the id that fills up short rows of a batch.
-        vocab_size: ids lie in [0, vocab_size).
     """
 
     fingerprint: str
-    padding: int
-    vocab_size: int
+
+    @property
+    def padding(self) -> int:
+        """The id that fills up short rows of a batch."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """One array of at least one and at most max_length ids per text."""
@@ -43,8 +44,13 @@ class HashingTokenizer:
     """
 
     def __init__(self, vocab_size: int, max_length: int) -> None:
-        self.vocab_size, self.max_length, self.padding = vocab_size, max_length, 0
+        self.vocab_size, self.max_length = vocab_size, max_length
         self.fingerprint = f"hashing-{vocab_size}-{max_length}"
+
+    @property
+    def padding(self) -> int:
+        """See `Tokenizer.padding`."""
+        return 0
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:
         """See `Tokenizer.encode`."""
@@ -63,30 +69,35 @@ def _hash(word: str) -> int:
 
 
 class WordPieceTokenizer:
-    """The tokeniser of a text tower's folder: its tokenizer.json, or BERT's WordPiece over its vocab.txt."""
+    """The tokeniser of a text tower's folder: its tokenizer.json, or BERT's WordPiece over its vocab.txt.
 
-    def __init__(self, folder: Path, max_length: int) -> None:
-        self.max_length = max_length
-        self._file = next((folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()), None)
-        if self._file is None:
+    Args:
+        folder: with one of these files.
+        max_length: longer texts are cut.
+        known: how many token ids the tower has embeddings for.
+
+    Raises:
+        ModelError: there is no tokeniser, or, at the first use, it has more ids than the tower knows.
+    """
+
+    def __init__(self, folder: Path, max_length: int, known: int) -> None:
+        self.folder, self.max_length, self.known = folder, max_length, known
+        found = next((folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()), None)
+        if found is None:
             raise ModelError(f"{folder} has neither tokenizer.json nor vocab.txt; save the tokeniser there, too (tokenizer.save_pretrained)")
+        self._file = found
         settings = folder / "tokenizer_config.json"
         self._lowercase = bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)) if settings.is_file() else True
         content = hashlib.sha256(self._file.read_bytes()).hexdigest()
         self.fingerprint = f"{self._file.name}-{content}-{self._lowercase}-{max_length}"
 
-    @property
+    @functools.cached_property
     def padding(self) -> int:
         """The id of [PAD], or 0 where the vocabulary has none: the attention mask hides it."""
         return int(self._tokenizer.token_to_id("[PAD]") or self._tokenizer.token_to_id("<pad>") or 0)
 
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return 1 + max(self._tokenizer.get_vocab().values())
-
     @functools.cached_property
-    def _tokenizer(self):  # type: ignore[no-untyped-def]  # tokenizers carries no types
+    def _tokenizer(self) -> Any:
         import tokenizers
 
         if self._file.name == "vocab.txt":
@@ -95,6 +106,11 @@ class WordPieceTokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(self._file))
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_length)
+        size = 1 + max(tokenizer.get_vocab().values())
+        if size > self.known:
+            raise ModelError(
+                f"{self._file} has {size} tokens, but the tower's config.json says vocab_size={self.known}; they do not belong together"
+            )
         return tokenizer
 
     def encode(self, texts: Sequence[str]) -> list[Ids]:

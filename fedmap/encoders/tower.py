@@ -49,7 +49,9 @@ class Encoder:
 
     @cached_property
     def _frozen(self) -> nn.Module:
-        with _fixed_generator():  # a frozen random tower is never sent, so it must be the same in every process
+        # A frozen random tower is never sent, so it must be the same in every process. Tensors made in inference mode would be
+        # unusable in training, and the first call may come from an evaluation.
+        with _fixed_generator(), torch.inference_mode(False):
             return self.build().eval().requires_grad_(False)
 
     def frozen(self, device: torch.device) -> nn.Module:
