@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedmap.errors import ConfigError
 
@@ -281,3 +281,45 @@ def _check_address(read: _Reader, address: str, insecure: bool) -> None:
             f"runtime.address={address!r} is not this machine, and the connection would be neither encrypted nor authenticated; "
             "use 127.0.0.1, or say security.insecure=true if the network is trusted"
         )
+
+
+def compose_and_resolve(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
+    """`compose`, with every interpolation resolved, as plain mappings."""
+    from omegaconf import OmegaConf
+
+    return cast(dict[str, Any], OmegaConf.to_container(compose(config_name, overrides, conf), resolve=True))
+
+
+def load(path: Path) -> RunConfig:
+    """Read and check a resolved configuration that was written with `save`.
+
+    Raises:
+        ConfigError: the file is missing or is not such a configuration.
+    """
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a configuration: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} holds no configuration: expected a mapping of keys")
+    return parse(tree)
+
+
+def save(tree: Mapping[str, Any], path: Path) -> None:
+    """Write a resolved configuration for `load`."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
+    """Before Hydra takes over: end the process with a sentence that names the nearest key if an override is mistaken."""
+    import sys
+
+    overrides = [argument for argument in argv[1:] if not argument.startswith("-")]
+    try:
+        compose(config_name, overrides)
+    except ConfigError as error:
+        sys.exit(f"{Path(argv[0]).name}: {error}")

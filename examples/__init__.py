@@ -1,0 +1,1 @@
+"""Small applications that replace the model and the data by configuration alone."""

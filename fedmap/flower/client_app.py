@@ -1,0 +1,101 @@
+"""The Flower ClientApp: answers the server's query, train and evaluate messages, in the local runtime and deployed alike."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from fedmap.flower.wire import (
+    RunInfo,
+    card_to_content,
+    content_to_broadcast,
+    content_to_run,
+    counts_to_content,
+    problem_to_content,
+    update_to_content,
+)
+
+log = logging.getLogger("fedmap.client")
+app = ClientApp()
+
+
+def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInfo], Any]) -> Message:
+    """Run `work(session, client_id, run)` and answer with its content, or with the problem that stopped it.
+
+    Every exception becomes an answer, so that the server can say which client failed and why instead of waiting.
+    """
+    from fedmap.flower.session import session_of
+
+    client_id = -1
+    try:
+        run = content_to_run(message.content)
+        session, client_id = session_of(context)
+        return Message(work(session, client_id, run), reply_to=message)
+    except Exception as error:
+        log.exception("client %d cannot answer the server's %s message", client_id, message.metadata.message_type)
+        _tell(context, "problem", kind=type(error).__name__, message=str(error))
+        return Message(problem_to_content(client_id, error), reply_to=message)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """Say who this client is and what it has; data is read and prepared here, before the first round."""
+
+    def work(session: Any, client_id: int, run: RunInfo) -> Any:
+        card = session.card(client_id)
+        _tell(context, "joined", run=run.run_name, num_rounds=run.num_rounds, num_train=card.num_train)
+        return card_to_content(card)
+
+    return _answer(message, context, work)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Train one round."""
+
+    def work(session: Any, client_id: int, run: RunInfo) -> Any:
+        broadcast = content_to_broadcast(message.content)
+        _tell(context, "training", round=broadcast.round_index, num_rounds=run.num_rounds)
+        update, memory = session.client(client_id, run).train_round(broadcast, session.load_memory(client_id, run))
+        session.save_memory(client_id, run, memory)
+        _tell(
+            context,
+            "trained",
+            round=broadcast.round_index,
+            num_rounds=run.num_rounds,
+            loss=update.signals.train_loss,
+            f1=update.signals.f1_after,
+            seconds=update.seconds.get("train"),
+        )
+        return update_to_content(update)
+
+    return _answer(message, context, work)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Score the model this client uses on its own test split."""
+
+    def work(session: Any, client_id: int, run: RunInfo) -> Any:
+        broadcast = content_to_broadcast(message.content)
+        result = session.client(client_id, run).evaluate_round(broadcast, session.load_memory(client_id, run), "test")
+        _tell(context, "finished" if run.final else "evaluated", **result.counts.scores(), num_test=result.counts.num_samples)
+        return counts_to_content(client_id, {"test": result.counts})
+
+    return _answer(message, context, work)
+
+
+def _tell(context: Context, event: str, **values: Any) -> None:
+    """Append an event to the file that client_main.py watches, if there is one."""
+    path = context.node_config.get("events")
+    if path:
+        line = json.dumps({"event": event, "time": time.time(), **values}) + "\n"
+        with open(os.fspath(str(path)), "a", encoding="utf-8") as file:
+            file.write(line)

@@ -1,0 +1,132 @@
+"""What server_main.py and client_main.py do, once Hydra has composed the configuration."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from fedmap import config as configuration
+from fedmap.config import RunConfig
+from fedmap.errors import FederationError, QuorumError
+from fedmap.flower import processes
+
+_MISTAKE, _FAILED, _INTERRUPTED = 2, 1, 130
+
+
+def serve(cfg: DictConfig) -> int:
+    """Serve a federation and write its results; returns the process's exit code."""
+    return _door(cfg, _serve)
+
+
+def join(cfg: DictConfig) -> int:
+    """Join a federation as one client; returns the process's exit code."""
+    return _door(cfg, _join)
+
+
+def _door(cfg: DictConfig, work: Any) -> int:
+    from hydra.core.hydra_config import HydraConfig
+
+    folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    try:
+        tree = resolved(cfg)
+        config = configuration.parse(tree)
+    except FederationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _MISTAKE
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "run.yaml"
+    configuration.save(tree, file)
+    try:
+        with processes.terminated_like_interrupted():
+            work(config, file, folder)
+    except FederationError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain mappings, with paths that are good from every process's working directory."""
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    tree = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+    data = tree.get("dataset")
+    if isinstance(data, dict):
+        for key in ("root", "cache_dir"):
+            if data.get(key):
+                data[key] = os.path.abspath(os.path.expanduser(str(data[key])))
+    return tree
+
+
+def run_name(folder: Path) -> str:
+    """A run's name from its folder, e.g. 2026-01-31_12-00-00."""
+    parts = folder.parts[-3:] if "multirun" in folder.parts else folder.parts[-2:]
+    return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts)).lstrip("._-") or "run"
+
+
+def _serve(config: RunConfig, file: Path, folder: Path) -> None:
+    from fedmap.flower.federation import Server
+    from fedmap.outputs import RunFolder
+    from fedmap.progress import make_progress
+
+    progress = make_progress()
+    try:
+        if config.runtime.name == "superlink":
+            from fedmap.flower import superlink
+
+            superlink.serve(config, file, folder, run_name(folder), progress)
+        else:
+            _serve_locally(config, file, RunFolder(folder), progress, Server)
+    finally:
+        progress.stop()
+    _show_results(folder)
+
+
+def _serve_locally(config: RunConfig, file: Path, folder: Any, progress: Any, server_class: Any) -> None:
+    from fedmap.build import build_data
+    from fedmap.flower.local_grid import LocalGrid
+
+    clients = list(build_data(config).client_ids())
+    if config.num_clients is not None:
+        if config.num_clients > len(clients):
+            raise QuorumError(f"num_clients={config.num_clients}, but there are {len(clients)} client partitions below {config.dataset.get('root')}")
+        clients = clients[: config.num_clients]
+    if not clients:
+        raise QuorumError("there are no client partitions; make some with `python data_preparation.py`, see its --help")
+    workers = config.runtime.workers
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(clients))
+    nodes = {client_id + 100: {"client-id": client_id, "config": str(file)} for client_id in clients}
+    server = server_class(config, folder, progress, len(clients), run_name(folder.path))
+    with LocalGrid(nodes, workers) as grid:
+        server.run(grid)
+
+
+def _show_results(folder: Path) -> None:
+    from fedmap.report import print_report
+
+    print_report(folder)
+
+
+def _join(config: RunConfig, file: Path, folder: Path) -> None:
+    from fedmap.flower import superlink
+
+    if config.runtime.name != "superlink":
+        raise FederationError("client_main.py joins a server over runtime=superlink; with runtime=local the server runs all clients itself")
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    superlink.join(config, file, folder, say)
+
+
+logging.getLogger("fedmap").setLevel(logging.INFO)

@@ -1,0 +1,234 @@
+"""The server's run: wait for clients, rounds of training and aggregation, evaluation, results. The same in every runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from typing import Any
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedmap.aggregators.base import Aggregator, ServerState
+from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
+from fedmap.config import RunConfig
+from fedmap.data.base import Split
+from fedmap.errors import QuorumError, UpdateError
+from fedmap.flower.exchange import Answer, content_bytes, exchange
+from fedmap.flower.registry import Registry, quorum_of
+from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
+from fedmap.guard import check_update
+from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, Scores
+from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
+from fedmap.local.training import Evaluation, TrainingOptions, evaluate
+from fedmap.outputs import RunFolder
+from fedmap.progress import Progress
+from fedmap.randomness import sample_clients
+from fedmap.records import Broadcast, ClientUpdate, RoundReport
+from fedmap.scoring import final_results
+from fedmap.weights import Weights
+
+log = logging.getLogger("fedmap.server")
+
+
+@dataclass
+class Server:
+    """The server's half of one run, in one process.
+
+    Attributes:
+        config: the run's configuration.
+        folder: where results go.
+        progress: told what happens, for people.
+        expected: how many clients to wait for.
+        name: names the run; clients keep their memory under it.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    progress: Progress
+    expected: int
+    name: str
+
+    def __post_init__(self) -> None:
+        import torch
+
+        torch.set_num_threads(self.config.runtime.threads)
+        data = build_data(self.config)
+        self.label_names = tuple(data.label_names)
+        self.model: nn.Module = build_model(self.config, data)
+        cache = cache_dir(self.config)
+        self.splits: Mapping[str, Split] = {
+            name: prepare_split(self.model, split, cache) for name, split in data.server().items() if len(split)
+        }
+        self.options: TrainingOptions = training_options(self.config)
+        self.aggregator = _with_num_clients(build_aggregator(self.config), self.expected)
+        self.best: Weights | None = None
+
+    def run(self, grid: Grid) -> None:
+        """Run the whole federation and write its results.
+
+        Raises:
+            QuorumError: too few clients joined, or too many rounds in a row stayed below the quorum.
+        """
+        config = self.config
+        info = RunInfo(self.name, config.random_seed, config.num_rounds)
+        if not self.splits:
+            self._note("the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported")
+        registry = self._registry(grid, info)
+        registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
+        self.folder.start(config.raw, self.label_names)
+        state = self.aggregator.init(get_weights(self.model), layout_of(self.model))
+        self.progress.start(config.num_rounds)
+        self._record(RoundRecord(round_index=0, **self._scores(state.weights)), state.weights)
+        failed_in_a_row = 0
+        for _ in range(config.num_rounds):
+            registry.refresh(config.runtime.wait_seconds)
+            state, good = self._round(grid, registry, info, state)
+            failed_in_a_row = 0 if good else failed_in_a_row + 1
+            if failed_in_a_row >= config.runtime.max_failed_rounds:
+                raise QuorumError(
+                    f"{failed_in_a_row} rounds in a row had fewer answers than the quorum; the model of round "
+                    f"{state.round_index - failed_in_a_row} is kept in {self.folder.path}. See the reasons above, or set runtime.quorum"
+                )
+        self._finish(grid, registry, info, state)
+
+    def _registry(self, grid: Grid, info: RunInfo) -> Registry:
+        fingerprint = getattr(self.model, "frozen_fingerprint", None)
+        return Registry(
+            grid=grid,
+            run=info,
+            label_names=self.label_names,
+            model_names=[name for name, _ in shared_tensors(self.model)],
+            fingerprint=str(fingerprint()) if callable(fingerprint) else "",
+            note=self._note,
+        )
+
+    def _note(self, text: str) -> None:
+        log.info("%s", text)
+        self.progress.note(text)
+
+    def _round(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> tuple[ServerState, bool]:
+        """One round; returns the new state and whether the quorum was met."""
+        broadcast = self.aggregator.broadcast(state)
+        chosen = sample_clients(info.seed, broadcast.round_index, registry.client_ids(), self.config.clients_per_round)
+        self.progress.clients(broadcast.round_index, chosen)
+        started = time.perf_counter()
+        updates, lost, up, down = self._train(grid, registry, info, broadcast, chosen)
+        trained = time.perf_counter()
+        least = quorum_of(len(chosen), self.config.runtime.quorum)
+        good = bool(updates) and len(updates) >= least
+        if good:
+            state, report = self.aggregator.aggregate(state, updates)
+        else:
+            # The old model stays; the round is marked and counted, so that random draws differ in the next one.
+            state = replace(state, round_index=broadcast.round_index)
+            note = f"round {broadcast.round_index}: {len(updates)} of {len(chosen)} clients answered, {least} are needed; the model is kept"
+            self._note(note)
+            report = RoundReport(round_index=broadcast.round_index, notes=(note,))
+        aggregated = time.perf_counter()
+        scores = self._scores(state.weights)
+        seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
+        record = RoundRecord.of(report, updates, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down, **scores)
+        self._record(record, state.weights)
+        return state, good
+
+    def _train(
+        self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, chosen: Sequence[int]
+    ) -> tuple[list[ClientUpdate], list[ClientRecord], dict[int, int], dict[int, int]]:
+        clients = {registry.nodes[client_id]: client_id for client_id in chosen}
+        expected = getattr(self.aggregator, "expected_names", None)
+        names = expected(broadcast) if callable(expected) else None
+        updates: dict[int, ClientUpdate] = {}
+        lost: dict[int, ClientRecord] = {}
+        up: dict[int, int] = {}
+
+        def take(node: int, answer: Answer) -> None:
+            client_id = clients[node]
+            status, reason = FAILED, answer.failure
+            if answer.content is not None:
+                up[client_id] = content_bytes(answer.content)
+                try:
+                    update = content_to_update(answer.content)
+                    status = REJECTED
+                    if update.client_id != client_id:
+                        raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}")
+                    check_update(update, broadcast, names)
+                except UpdateError as error:
+                    reason = str(error)
+                else:
+                    updates[client_id] = update
+                    self.progress.client_done(update)
+                    return
+            lost[client_id] = ClientRecord(client_id=client_id, status=status, reason=reason)
+            self._note(f"client {client_id} is left out of round {broadcast.round_index}: {reason}")
+
+        content = broadcast_to_content(broadcast, info)
+        seconds = self.config.runtime.round_seconds
+        messages = {
+            node: Message(content, node, MessageType.TRAIN, ttl=seconds + 60, group_id=str(broadcast.round_index)) for node in clients
+        }
+        size = content_bytes(content)
+        exchange(grid, messages, seconds, take)
+        return [updates[k] for k in sorted(updates)], [lost[k] for k in sorted(lost)], up, {k: size for k in chosen}
+
+    def _evaluate(self, weights: Weights) -> dict[str, Evaluation]:
+        set_weights(self.model, weights)
+        return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
+
+    def _scores(self, weights: Weights) -> dict[str, Scores | None]:
+        results = self._evaluate(weights)
+        named = {"validation": results.get("val"), "test": results.get("test")}
+        return {name: Scores.of(result.counts, result.loss) if result else None for name, result in named.items()}
+
+    def _record(self, record: RoundRecord, weights: Weights) -> None:
+        self.folder.add_round(record)
+        best = self.folder.history.best
+        if self.best is None or (best is not None and best.round_index == record.round_index):
+            self.best = weights
+        self.progress.round_done(record)
+
+    def _finish(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> None:
+        """Score the chosen model on the server and, each with the model it uses, on the clients; write everything."""
+        assert self.best is not None
+        best = self.folder.history.best
+        counts = self._client_tests(grid, registry, replace(info, final=True), replace(self.aggregator.broadcast(state), weights=self.best))
+        results = self._evaluate(self.best)
+        chosen = best.round_index if best else state.round_index
+        final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), counts, model=self.model)
+        self.folder.save_model("best", self.model, final.thresholds or None)
+        set_weights(self.model, state.weights)
+        self.folder.save_model("last", self.model)
+        self.folder.finish(final)
+
+    def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
+        registry.refresh(5.0)
+        clients = {node: client_id for client_id, node in registry.nodes.items()}
+        if not clients:
+            return {}
+        content = broadcast_to_content(broadcast, info)
+        seconds = self.config.runtime.round_seconds
+        messages = {node: Message(content, node, MessageType.EVALUATE, ttl=seconds + 60, group_id="final") for node in clients}
+        found = {}
+        for node, answer in exchange(grid, messages, seconds).items():
+            try:
+                if answer.content is None:
+                    raise UpdateError(answer.failure)
+                client_id, counts = content_to_counts(answer.content)
+                if client_id != clients[node] or "test" not in counts:
+                    raise UpdateError("the answer is another client's, or has no counts of the test split")
+                found[client_id] = counts["test"]
+            except UpdateError as error:
+                self._note(f"client {clients[node]} is missing from the final scores: {error}")
+        return found
+
+
+def _with_num_clients(aggregator: Aggregator[ServerState], expected: int) -> Aggregator[ServerState]:
+    """Algorithms that need the number of ALL clients (SCAFFOLD) and were not given it get the number expected."""
+    if dataclasses.is_dataclass(aggregator) and getattr(aggregator, "num_clients", "none asked") is None:
+        return replace(aggregator, num_clients=expected)  # type: ignore[no-any-return, type-var, call-arg]
+    return aggregator

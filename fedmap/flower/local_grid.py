@@ -1,0 +1,202 @@
+"""A Flower grid on one machine without Ray: every client of the federation, answered by a few worker processes.
+
+Each worker keeps one resident model and runs the same ClientApp on the same messages as a deployed SuperNode. Which
+worker answers for which client never matters for the result: everything random is drawn from (seed, round, client).
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+log = logging.getLogger("fedmap.local")
+_SERVER_NODE = 1
+_RUN_ID = 1
+_CLIENT_FAILED = 2  # Flower's code for an exception in a ClientApp
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    task: Message | None = None
+
+
+@dataclass
+class LocalGrid(Grid):
+    """Messages between one server and the clients of one machine.
+
+    Attributes:
+        node_configs: for each client's node its Flower node configuration, e.g. {"client-id": 0, "config": "/path.yaml"}.
+        workers: worker processes, >= 0; 0 answers inside this process, when a reply is asked for.
+    """
+
+    node_configs: Mapping[int, Mapping[str, Any]]
+    workers: int
+    poll_seconds = 0.0
+    _states: dict[int, RecordDict] = field(default_factory=dict, init=False)
+    _waiting: deque[Message] = field(default_factory=deque, init=False)
+    _replies: dict[str, Message] = field(default_factory=dict, init=False)
+    _pool: list[_Worker] = field(default_factory=list, init=False)
+    _sent: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER_NODE, 0
+        self._run = Run.create_empty(_RUN_ID)
+
+    def __enter__(self) -> LocalGrid:
+        self._pool = [_start_worker() for _ in range(self.workers)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._pool:
+            worker.pipe.close()  # an idle worker sees the end of its pipe and leaves
+        for worker in self._pool:
+            if worker.task is not None:
+                worker.process.terminate()
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        self._pool = []
+
+    def set_run(self, run: Run) -> None:
+        """Part of Flower's interface; a local grid has one run."""
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        """The one run of this grid."""
+        return self._run
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        """Part of Flower's interface; the constructor of `Message` does the same."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes of all clients; local clients never leave."""
+        return sorted(self.node_configs)
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        """The nodes of all clients."""
+        return [NodeInfo(node_id=node_id) for node_id in self.get_node_ids()]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Queue messages for the workers; returns their ids in order."""
+        ids = []
+        for message in messages:
+            self._sent += 1
+            message_id = f"local-{self._sent}"
+            message.metadata.__dict__["_message_id"] = message_id
+            self._waiting.append(message)
+            ids.append(message_id)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Replies to the given messages that have arrived; hands out queued work and waits a moment for results."""
+        self._work()
+        return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and collect the replies until all have come or `timeout` seconds have passed."""
+        left = set(self.push_messages(messages))
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        while left and (end is None or time.monotonic() < end):
+            arrived = list(self.pull_messages(left))
+            replies += arrived
+            left -= {reply.metadata.reply_to_message_id for reply in arrived}
+        return replies
+
+    def _context(self, node_id: int) -> Context:
+        return Context(_RUN_ID, node_id, dict(self.node_configs[node_id]), self._states.setdefault(node_id, RecordDict()), {})
+
+    def _work(self) -> None:
+        if self.workers == 0:
+            if self._waiting:
+                message = self._waiting.popleft()
+                context = self._context(message.metadata.dst_node_id)
+                self._keep(message, _run_app(message, context), context.state)
+            return
+        for worker in self._pool:
+            if worker.task is None and self._waiting:
+                worker.task = self._waiting.popleft()
+                try:
+                    worker.pipe.send((worker.task, self._context(worker.task.metadata.dst_node_id)))
+                except OSError:
+                    self._replace(worker)
+        busy = {worker.pipe: worker for worker in self._pool if worker.task is not None}
+        for pipe in wait(list(busy), timeout=0.2):
+            worker = busy[pipe]  # type: ignore[index]
+            try:
+                reply, state = worker.pipe.recv()
+            except (EOFError, OSError):
+                self._replace(worker)
+                continue
+            assert worker.task is not None
+            self._keep(worker.task, reply, state)
+            worker.task = None
+
+    def _keep(self, message: Message, reply: Message, state: RecordDict) -> None:
+        self._states[message.metadata.dst_node_id] = state
+        self._replies[message.metadata.message_id] = reply
+
+    def _replace(self, worker: _Worker) -> None:
+        """A worker died (killed, or out of memory): its message failed, and a fresh worker takes its place."""
+        worker.process.join(timeout=5)
+        assert worker.task is not None
+        reason = f"the worker process ended with exit code {worker.process.exitcode} while it answered (out of memory?)"
+        log.warning("%s", reason)
+        self._replies[worker.task.metadata.message_id] = Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=worker.task)
+        worker.pipe.close()
+        fresh = _start_worker()
+        worker.process, worker.pipe, worker.task = fresh.process, fresh.pipe, None
+
+
+def _start_worker() -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs,), daemon=True, name="fedmap-worker")
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _serve(pipe: Connection) -> None:
+    """A worker's life: answer messages until the pipe closes. Ctrl-C is the server's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    while True:
+        try:
+            message, context = pipe.recv()
+        except (EOFError, OSError):
+            return
+        reply = _run_app(message, context)
+        try:
+            pipe.send((reply, context.state))
+        except OSError:
+            return
+
+
+def _run_app(message: Message, context: Context) -> Message:
+    from fedmap.flower.client_app import app
+
+    return app(message, context)

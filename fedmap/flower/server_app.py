@@ -1,0 +1,52 @@
+"""The Flower ServerApp: the same run as in the local runtime, started by a SuperLink."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from datetime import datetime
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedmap.config import compose_and_resolve, load, parse
+from fedmap.errors import FederationError
+from fedmap.flower.session import check_name
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run configuration describes.
+
+    server_main.py names a resolved configuration ("config"), the run's folder and its name. `flwr run .` gives at most
+    "overrides", e.g. "num_rounds=3 model=tiny", and the results go to outputs/ where the SuperLink was started.
+    """
+    from fedmap.flower.events import EventProgress
+    from fedmap.flower.federation import Server
+    from fedmap.outputs import RunFolder
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    given = context.run_config
+    if given.get("config"):
+        config = load(Path(str(given["config"])))
+    else:
+        config = parse(compose_and_resolve("config", str(given.get("overrides", "")).split()))
+    now = datetime.now()
+    path = Path(str(given.get("folder") or f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}")).resolve()
+    name = check_name(str(given.get("run-name") or f"{now:%Y-%m-%d}_{now:%H-%M-%S}"))
+    path.mkdir(parents=True, exist_ok=True)
+    events = EventProgress(path / "events.jsonl")
+    try:
+        expected = config.num_clients or max(1, config.clients_per_round)
+        Server(config, RunFolder(path), events, expected, name).run(grid)
+    except FederationError as error:
+        events.emit("failed", kind=type(error).__name__, reason=str(error))
+        raise
+    except Exception as error:
+        events.emit("failed", kind=type(error).__name__, reason=f"{error}\n{traceback.format_exc()}")
+        raise
+    events.emit("finished")

@@ -1,0 +1,150 @@
+"""What a client process keeps between messages: the configuration, one resident model, and the clients' prepared data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from torch import nn
+
+from fedmap.build import build_data, build_hook, build_model, cache_dir, prepare_split, training_options
+from fedmap.checkpoint import load_memory, save_memory
+from fedmap.config import RunConfig, load, parse
+from fedmap.data.base import FederatedData, Split
+from fedmap.errors import ConfigError, UpdateError
+from fedmap.flower.wire import ClientCard, RunInfo
+from fedmap.local.client import LocalClient
+from fedmap.local.rules import Memory
+from fedmap.local.tensors import shared_tensors
+from fedmap.signals import modality_shares
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class Session:
+    """One process's model and data for one configuration; every client that this process serves shares the model."""
+
+    def __init__(self, config: RunConfig) -> None:
+        import torch
+
+        torch.set_num_threads(config.runtime.threads)
+        self.config = config
+        self.data: FederatedData = build_data(config)
+        self.model: nn.Module = build_model(config, self.data)
+        self.options = training_options(config)
+        self.hook = build_hook(config)
+        self._splits: dict[int, Mapping[str, Split]] = {}
+
+    def splits(self, client_id: int) -> Mapping[str, Split]:
+        """The client's prepared splits, read once."""
+        if client_id not in self._splits:
+            raw = self.data.client(client_id)
+            cache = cache_dir(self.config)
+            self._splits[client_id] = {name: prepare_split(self.model, split, cache) for name, split in raw.items()}
+        return self._splits[client_id]
+
+    def client(self, client_id: int, run: RunInfo) -> LocalClient:
+        """The client with the process's model, seeded by the federation."""
+        return LocalClient(
+            client_id=client_id,
+            model=self.model,
+            splits=self.splits(client_id),
+            options=self.options,
+            seed=run.seed,
+            modality_names=self.data.modality_names,
+            after_round=self.hook,
+        )
+
+    def card(self, client_id: int) -> ClientCard:
+        """What the client says about itself when it joins."""
+        splits = self.splits(client_id)
+        shares, _ = modality_shares(splits["train"], self.data.modality_names)
+        fingerprint = getattr(self.model, "frozen_fingerprint", None)
+        return ClientCard(
+            client_id=client_id,
+            num_train=len(splits["train"]),
+            num_val=len(splits["val"]),
+            num_test=len(splits["test"]),
+            label_names=tuple(self.data.label_names),
+            modality_shares=shares,
+            model_names=tuple(name for name, _ in shared_tensors(self.model)),
+            fingerprint=str(fingerprint()) if callable(fingerprint) else "",
+        )
+
+    def memory_path(self, client_id: int, run: RunInfo) -> Path:
+        """Where this client keeps its memory of this run, below the data folder.
+
+        Raises:
+            UpdateError: the server named the run in a way that is no plain file name.
+        """
+        if not _SAFE_NAME.fullmatch(run.run_name):
+            raise UpdateError(f"the server named the run {run.run_name!r}; expected letters, digits, '.', '_' and '-' alone")
+        return cache_dir(self.config).parent / "clients" / run.run_name / f"client_{client_id}" / "memory.safetensors"
+
+    def load_memory(self, client_id: int, run: RunInfo) -> Memory:
+        """The client's memory of this run; empty before its first round."""
+        path = self.memory_path(client_id, run)
+        return load_memory(path) if path.exists() else Memory()
+
+    def save_memory(self, client_id: int, run: RunInfo, memory: Memory) -> None:
+        """Keep the client's memory; nothing is written for algorithms that have none."""
+        path = self.memory_path(client_id, run)
+        if memory.arrays or memory.scalars or path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_memory(path, memory)
+
+
+_SESSIONS: dict[str, Session] = {}
+
+
+def config_of(context: Context) -> RunConfig:
+    """The configuration of this process.
+
+    client_main.py and the local runtime name a resolved file in the node's configuration ("config"). A bare SuperNode
+    (`flwr run .`) composes conf/config.yaml of the app with the run configuration's "overrides" instead.
+    """
+    path = context.node_config.get("config") or ""
+    if path:
+        return load(Path(str(path)))
+    from fedmap.config import compose_and_resolve
+
+    overrides = str(context.run_config.get("overrides", "")).split()
+    return parse(compose_and_resolve("config", overrides))
+
+
+def client_id_of(context: Context, config: RunConfig) -> int:
+    """The client's number: "client-id" or "partition-id" of the node's configuration, else `client_id` of the file."""
+    for key in ("client-id", "partition-id"):
+        if key in context.node_config:
+            return int(context.node_config[key])
+    return config.client_id
+
+
+def session_of(context: Context) -> tuple[Session, int]:
+    """The process's session for this context, made at the first message and kept, and the client's number."""
+    config = config_of(context)
+    key = json.dumps(_without_client(config.raw), sort_keys=True, default=str)
+    if key not in _SESSIONS:
+        _SESSIONS.clear()
+        _SESSIONS[key] = Session(replace(config))
+    return _SESSIONS[key], client_id_of(context, config)
+
+
+def _without_client(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in raw.items() if name != "client_id"}
+
+
+def check_name(name: str) -> str:
+    """A run's name, if it is one.
+
+    Raises:
+        ConfigError: it is not made of letters, digits, '.', '_' and '-'.
+    """
+    if not _SAFE_NAME.fullmatch(name):
+        raise ConfigError(f"run name {name!r}: use letters, digits, '.', '_' and '-' alone, starting with a letter or digit")
+    return name

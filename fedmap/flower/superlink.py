@@ -1,0 +1,192 @@
+"""Deployed federations: the server starts and supervises a SuperLink and submits the app; a client supervises a SuperNode."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from fedmap.config import PROJECT, RunConfig
+from fedmap.errors import FederationError
+from fedmap.flower import processes
+from fedmap.flower.events import Tail, show
+from fedmap.progress import Progress
+
+_POLL_SECONDS = 0.3
+_STATUS_SECONDS = 10.0
+
+
+def serve(config: RunConfig, config_file: Path, folder: Path, run_name: str, progress: Progress) -> None:
+    """Run one federation over a SuperLink and show its progress until it has ended.
+
+    Raises:
+        FederationError: the SuperLink cannot be started, the app cannot be submitted, or the run failed.
+    """
+    environment = processes.environment(PROJECT / ".fedmap" / "flower" / run_name)
+    home = Path(environment["FLWR_HOME"])
+    try:
+        with _superlink(config, folder, environment) as link:
+            run_id = _submit(config, config_file, folder, run_name, environment)
+            progress.note(f"clients can join at {config.runtime.address}: python client_main.py client_id=<k>")
+            _watch(folder, link, progress, lambda: _status(run_id, environment))
+    finally:
+        _forget(home)
+
+
+@contextlib.contextmanager
+def _superlink(config: RunConfig, folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes] | None]:
+    address = config.runtime.address
+    if config.runtime.external:
+        if not processes.answers(address):
+            raise FederationError(f"nothing answers at {address}; start a SuperLink there or set runtime.external=false")
+        yield None
+        return
+    if processes.answers(address):
+        raise FederationError(
+            f"{address} is already taken by another program; choose another runtime.address (clients need the same), "
+            "or use the SuperLink that runs there with runtime.external=true"
+        )
+    host, port = processes.split_address(address)
+    command = [processes.program("flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
+    command += ["--disable-runtime-dependency-installation"]
+    log = folder / "superlink.log"
+    with processes.running(command, log, Path.cwd(), environment) as process:
+        processes.wait_until_answers(address, process, log)
+        yield process
+
+
+def _submit(config: RunConfig, config_file: Path, folder: Path, run_name: str, environment: dict[str, str]) -> str:
+    home = Path(environment["FLWR_HOME"])
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "fedmap"\n\n[superlink.fedmap]\naddress = "{config.runtime.address}"\ninsecure = true\n'
+    )
+    values = {"config": str(config_file), "folder": str(folder), "run-name": run_name}
+    overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
+    command = [processes.program("flwr"), "run", str(PROJECT), "fedmap", "--run-config", overrides, "--format", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    answer = _json(done.stdout)
+    if done.returncode != 0 or not answer.get("success"):
+        raise FederationError(f"the app cannot be submitted to the SuperLink at {config.runtime.address}:\n{done.stdout}{done.stderr}")
+    return str(answer["run-id"])
+
+
+def _status(run_id: str, environment: dict[str, str]) -> tuple[str, str]:
+    """Flower's own word on the run: its status ("running", "finished:failed", ...) and details."""
+    command = [processes.program("flwr"), "ls", "fedmap", "--run-id", run_id, "--format", "json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+        run = _json(done.stdout)["runs"][0]
+        return str(run.get("status", "")), str(run.get("status-details", run.get("details", "")))
+    except (subprocess.TimeoutExpired, KeyError, IndexError):
+        return "", ""
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text[text.index("{") : text.rindex("}") + 1])
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _watch(folder: Path, link: subprocess.Popen[bytes] | None, progress: Progress, status: Callable[[], tuple[str, str]]) -> None:
+    events = Tail(folder / "events.jsonl")
+    asked = time.monotonic()
+    while True:
+        for event in events.new():
+            if event["event"] == "finished":
+                return
+            if event["event"] == "failed":
+                raise FederationError(str(event["reason"]))
+            show(event, progress)
+        log = folder / "superlink.log"
+        if link is not None and link.poll() is not None:
+            raise FederationError(f"the SuperLink ended with exit code {link.returncode}; the end of {log}:\n{processes.tail(log)}")
+        if time.monotonic() - asked > _STATUS_SECONDS:
+            word, details = status()
+            asked = time.monotonic()
+            if word.startswith("finished") and not any(e["event"] in ("finished", "failed") for e in Tail(events.path).new()):
+                raise FederationError(f"the server app ended without a result ({word} {details}); the end of {log}:\n{processes.tail(log)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def join(config: RunConfig, config_file: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Take part in the federation at `runtime.address` until the run has ended (or for ever, with `runtime.stay`).
+
+    Raises:
+        FederationError: this client cannot take part, or the SuperNode ended.
+    """
+    address, client_id = config.runtime.address, config.client_id
+    environment = processes.environment(PROJECT / ".fedmap" / "flower" / f"{folder.parent.name}_{folder.name}_client_{client_id}")
+    events = folder / "client_events.jsonl"
+    events.unlink(missing_ok=True)
+    node = {"client-id": client_id, "config": str(config_file), "events": str(events)}
+    command = [processes.program("flower-supernode"), "--insecure", "--superlink", address, "--port", str(processes.free_port())]
+    command += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())]
+    log = folder / "supernode.log"
+    try:
+        with processes.running(command, log, Path.cwd(), environment) as process:
+            _follow(config, Tail(events), process, log, say)
+    finally:
+        _forget(Path(environment["FLWR_HOME"]))
+
+
+def _follow(config: RunConfig, events: Tail, process: subprocess.Popen[bytes], log: Path, say: Callable[[str], None]) -> None:
+    address, client_id = config.runtime.address, config.client_id
+    here: bool | None = None
+    probed = 0.0
+    while True:
+        for event in events.new():
+            say(_sentence(event, client_id))
+            if event["event"] == "problem":
+                time.sleep(2 * _POLL_SECONDS)
+                _drain(process)
+                raise FederationError(f"client {client_id} cannot take part: {event['kind']}: {event['message']}")
+            if event["event"] == "finished" and not config.runtime.stay:
+                _drain(process)
+                return
+        if process.poll() is not None:
+            raise FederationError(f"the SuperNode ended with exit code {process.returncode}; the end of {log}:\n{processes.tail(log)}")
+        if time.monotonic() - probed > 3.0:
+            probed = time.monotonic()
+            if (now := processes.answers(address)) != here:
+                here = now
+                say(f"client {client_id}: connected to the server at {address}" if now else f"client {client_id}: waiting for the server at {address}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _drain(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
+    """Give the SuperNode the time to hand in the last answer: until its ClientApp process has gone, and a moment more."""
+    import psutil
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        names = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
+        if not any("flwr-clientapp" in name for name in names):
+            break
+        time.sleep(_POLL_SECONDS)
+    time.sleep(4.0)
+
+
+def _sentence(event: dict[str, Any], client_id: int) -> str:
+    kind, who = event["event"], f"client {client_id}"
+    if kind == "joined":
+        return f"{who}: joined run {event['run']} with {event['num_train']} training rows"
+    if kind == "training":
+        return f"{who}: round {event['round']}/{event['num_rounds']}, training"
+    if kind == "trained":
+        f1 = "" if event["f1"] is None else f", validation macro-F1 {event['f1']:.3f}"
+        return f"{who}: round {event['round']}/{event['num_rounds']}, trained in {event['seconds']:.1f} s, loss {event['loss']:.3f}{f1}"
+    if kind in ("finished", "evaluated"):
+        return f"{who}: test macro-F1 {event['macro_f1']:.3f}, micro-F1 {event['micro_f1']:.3f} on {event['num_test']} rows"
+    return f"{who}: {event.get('kind', kind)}: {event.get('message', '')}"
+
+
+def _forget(home: Path) -> None:
+    import shutil
+
+    shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,14 @@
+"""The hook for custom client logic: change this function, or name another one with `hooks.after_round=module.function`."""
+
+from fedmap.records import ClientUpdate
+
+
+def after_round(update: ClientUpdate) -> ClientUpdate:
+    """Called on the client with each update before it is sent; return it, changed or not.
+
+    Updates are frozen: make a changed copy with `dataclasses.replace`. A signal of your own travels like this:
+
+        signals = replace(update.signals, custom={"battery": 0.8})
+        return replace(update, signals=signals)
+    """
+    return update
