@@ -10,9 +10,7 @@ from fedmap.report.folder import compare_folders, print_report, write_report
 
 def main() -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fedmap.report", description="The report of a run's folder, or a comparison of several."
-    )
+    parser = argparse.ArgumentParser(prog="python -m fedmap.report", description="A run's report, or a comparison of several.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="e.g. outputs/<date>/<time>")
     folders = parser.parse_args().folders
     try:

@@ -50,7 +50,7 @@ def f1_curves(history: RunHistory) -> Figure | None:
     panels = np.atleast_1d(figure.subplots(1, len(splits), sharey=True))
     for axes, name in zip(panels, splits, strict=True):
         for score, label, style in (("macro_f1", "macro-F1", _style(BLUE, "-", "o")), ("micro_f1", "micro-F1", _style(ORANGE, "--", "s"))):
-            _curve(axes, history.rounds, lambda record, n=name, s=score: getattr(getattr(record, n), s, None), label, style)
+            _curve(axes, history.rounds, _score_of(name, score), label, style)
         _mark_best(axes, history)
         _rounds_axis(axes, history.rounds)
         axes.set_title(f"{name} split")
@@ -85,11 +85,11 @@ def label_bars(history: RunHistory) -> Figure | None:
     if history.final is None or not history.final.labels:
         return None
     rows = sorted(history.final.labels, key=lambda row: (row.support, row.label))
-    figure = _figure(6.8, 1.3 + 0.26 * len(rows))
+    figure = _figure(6.8, max(2.6, 1.3 + 0.26 * len(rows)))
     axes = figure.subplots()
     places = np.arange(len(rows))
     axes.barh(places, [row.f1 for row in rows], color=BLUE, height=0.72)
-    for place, row in zip(places, rows, strict=True):
+    for place, row in enumerate(rows):
         axes.text(row.f1 + 0.01, place, f"{row.f1:.2f}", va="center", fontsize=8)
     axes.set_yticks(places, [f"{_shorten(row.label)} ({row.support})" for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.4)
@@ -127,10 +127,15 @@ def weight_map(history: RunHistory) -> Figure | None:
         axes.add_patch(_failed_field(column, row))
     axes.set_facecolor("white")
     figure.colorbar(image, ax=axes, label="weight in the aggregate", pad=0.02)
-    columns = _spaced(len(trained), 14)
+    columns = _spaced([record.round_index for record in trained], 14)
     axes.set_xticks(columns, [str(trained[i].round_index) for i in columns])
-    rows = _spaced(len(numbers), 25)
+    rows = _spaced(numbers, 25)
     axes.set_yticks(rows, [str(numbers[i]) for i in rows])
+    if len(trained) <= 12 and len(numbers) <= 12:
+        middle = image.norm.vmax / 2 if image.norm.vmax else 0.0
+        for row, column in zip(*map(list, np.nonzero(np.isfinite(weights))), strict=True):
+            value = float(weights[row, column])
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
     axes.set_xlabel("round")
     axes.set_ylabel("client")
     keys = [Patch(facecolor="white", edgecolor=GREY, label="not asked")] if (np.isnan(weights).sum() > len(lost)) else []
@@ -167,6 +172,14 @@ def _curve(axes: Axes, rounds: Sequence[RoundRecord], of: Callable[[RoundRecord]
     axes.plot([x for x, _ in known], [y for _, y in known], label=label, **style)
 
 
+def _score_of(split: str, score: str) -> Callable[[RoundRecord], float | None]:
+    def read(record: RoundRecord) -> float | None:
+        scores = getattr(record, split)
+        return None if scores is None else float(getattr(scores, score))
+
+    return read
+
+
 def _mark_best(axes: Axes, history: RunHistory) -> None:
     best = history.best
     if best is not None and best.validation is not None:
@@ -176,7 +189,7 @@ def _mark_best(axes: Axes, history: RunHistory) -> None:
 def _rounds_axis(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     first, last = rounds[0].round_index, rounds[-1].round_index
     margin = max(0.02 * (last - first), 0.15)
     axes.set_xlim(first - margin, last + margin)
@@ -189,9 +202,13 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
-def _spaced(count: int, most: int) -> list[int]:
-    step = next(step for step in (1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 10**9) if count <= most * step)
-    return list(range(0, count, step))
+def _spaced(numbers: Sequence[int], most: int) -> list[int]:
+    """The places of at most `most` of the ascending numbers, those that are round."""
+    for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9):
+        places = [place for place, number in enumerate(numbers) if number % step == 0]
+        if len(places) <= most:
+            return places or [0]
+    return [0]
 
 
 def _shorten(label: str, most: int = 24) -> str:

@@ -81,10 +81,8 @@ def summary_table(history: RunHistory) -> Table:
 def label_table(history: RunHistory) -> Table:
     """Per label on the test split, the most frequent first."""
     labels = history.final.labels if history.final else ()
-    rows = [
-        (row.label, row.support, row.precision, row.recall, row.f1, row.threshold)
-        for row in sorted(labels, key=lambda row: (-row.support, row.label))
-    ]
+    ordered = sorted(labels, key=lambda row: (-row.support, row.label))
+    rows = [(row.label, row.support, row.precision, row.recall, row.f1, row.threshold) for row in ordered]
     return Table("Per label on the test split", ("label", "rows", "precision", "recall", "F1", "threshold"), rows)
 
 
@@ -111,9 +109,7 @@ def client_table(history: RunHistory) -> Table:
             )
         )
     columns = ("client", "rounds", "rows", "mean weight", "val before", "val after", "test macro-F1", "test micro-F1")
-    return Table(
-        "Clients (validation macro-F1 before and after the last local training; test with the model the client uses)", columns, rows
-    )
+    return Table("Clients: validation macro-F1 before and after their last training; test of the model they use", columns, rows)
 
 
 def rounds_table(history: RunHistory) -> Table:
