@@ -113,9 +113,17 @@ class MMIMDbFusionModel(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [B, C] of a batch as `PreparedSplit.batch` gives it."""
         text = self._part(
-            batch, "text_features", ("input_ids", "attention_mask"), batch["has_text"], self._text_features, self.text_projection, self.missing_text
+            batch,
+            "text_features",
+            ("input_ids", "attention_mask"),
+            batch["has_text"],
+            self._text_features,
+            self.text_projection,
+            self.missing_text,
         )
-        image = self._part(batch, "image_features", ("image",), batch["has_image"], self._image_features, self.image_projection, self.missing_image)
+        image = self._part(
+            batch, "image_features", ("image",), batch["has_image"], self._image_features, self.image_projection, self.missing_image
+        )
         fused = self.fusion(torch.cat([text, image], dim=1))  # [B, F]
         logits: torch.Tensor = self.classifier(self.dropout(torch.relu(self.norm(fused))))
         return logits
@@ -266,14 +274,13 @@ class MMIMDbFusionModel(nn.Module):
 
 
 def train(
-    model: nn.Module, split: Split, options: TrainingOptions | None = None, *, seed: int = 0, on_step: Callable[[int, float], None] | None = None
+    model: nn.Module, split: Split, options: TrainingOptions, *, seed: int = 0, on_step: Callable[[int, float], None] | None = None
 ) -> TrainingResult:
     """Train a model in place on one (prepared) split, without a federation."""
     with torch_seed(seed, purpose="train"):
-        return training.train(model, split, options or TrainingOptions(), LocalRule(), generator(seed, purpose="batches"), on_step)
+        return training.train(model, split, options, LocalRule(), generator(seed, purpose="batches"), on_step)
 
 
-def test(model: nn.Module, split: Split, options: TrainingOptions | None = None) -> Evaluation:
+def test(model: nn.Module, split: Split, options: TrainingOptions) -> Evaluation:
     """Loss, logits and F1 counts of a model on one (prepared) split."""
-    return training.evaluate(model, split, options or TrainingOptions())
-
+    return training.evaluate(model, split, options)

@@ -25,12 +25,14 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[B, C, H, W] to [B, C', ceil(H / stride), ceil(W / stride)]."""
-        (vertical, horizontal) = (
+        bottom, right = (
             max((-(-size // stride) - 1) * stride + kernel - size, 0)
             for size, stride, kernel in zip(input.shape[-2:], self.stride, self.kernel_size, strict=True)
         )
-        padding = (horizontal // 2, horizontal - horizontal // 2, vertical // 2, vertical - vertical // 2)
-        return super().forward(functional.pad(input, padding))
+        if bottom % 2 == right % 2 == 0:  # the convolution's own padding is faster than a padded copy
+            return functional.conv2d(input, self.weight, self.bias, self.stride, (bottom // 2, right // 2), 1, self.groups)
+        padded = functional.pad(input, (right // 2, right - right // 2, bottom // 2, bottom - bottom // 2))
+        return functional.conv2d(padded, self.weight, self.bias, self.stride, 0, 1, self.groups)
 
 
 class Block(nn.Module):
@@ -75,10 +77,11 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] to [B, 1280]."""
-        features = functional.relu6(self.bn0(self.conv_stem(images)))
+        features: torch.Tensor = functional.relu6(self.bn0(self.conv_stem(images)))
         for block in self.blocks:
-            features = block(features)
-        return functional.relu6(self.bn1(self.conv_head(features))).mean(dim=(2, 3))
+            features = block(features)  # [B, C, H, W]
+        pooled: torch.Tensor = functional.relu6(self.bn1(self.conv_head(features))).mean(dim=(2, 3))
+        return pooled
 
 
 def own_names(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

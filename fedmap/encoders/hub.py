@@ -138,7 +138,9 @@ def _downloaded(url: str) -> Path:
     server = "/".join(url.split("/")[:3])
     local = f"vision_weights=/path/to/{path.name}, or copy the file to {path}, or pretrained_vision=false"
     if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(server):
-        raise ModelError(f"{path.name}: no local copy at {path}, and {server} did not answer within {PROBE_SECONDS:g} s. {ALTERNATIVES}{local}")
+        raise ModelError(
+            f"{path.name}: no local copy at {path}, and {server} did not answer within {PROBE_SECONDS:g} s. {ALTERNATIVES}{local}"
+        )
     checksum = path.stem.rpartition("-")[2]  # torch's files carry the start of their SHA-256 in their names
     path.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -54,7 +54,7 @@ def _resnet18(norm: Norm) -> nn.Module:
     import_torchvision()
     from torchvision.models import resnet18
 
-    network = resnet18(weights=None, norm_layer=norm)
+    network: nn.Module = resnet18(weights=None, norm_layer=norm)
     network.fc = nn.Identity()
     return network
 
@@ -110,7 +110,9 @@ class ImageEncoder(Encoder):
 
     def __init__(self, name: str, pretrained: bool = True, weights: str | None = None, norm: str = "batch") -> None:
         if name not in NETWORKS:
-            raise ModelError(f"vision_name={name!r}: expected one of {', '.join(NETWORKS)}; weights of your own go to vision_weights=<file>")
+            raise ModelError(
+                f"vision_name={name!r}: expected one of {', '.join(NETWORKS)}; weights of your own go to vision_weights=<file>"
+            )
         if norm not in VISION_NORMS:
             raise ModelError(f"vision_norm={norm!r}: expected one of {', '.join(VISION_NORMS)}")
         self.name, self.norm, self.pretrained = name, norm, pretrained
@@ -176,7 +178,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives and refused pickles come as many types
-        raise ModelError(f"{path} cannot be read as named tensors: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+        raise ModelError(
+            f"{path} cannot be read as named tensors: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise ModelError(f"{path}: expected a state dictionary of named tensors, as `torch.save(model.state_dict(), path)` writes it")
@@ -198,7 +202,9 @@ def load_tensors(module: nn.Module, state: State, path: Path) -> None:
         if name in own and tensor.shape != own[name].shape
     ]
     if unknown or missing or wrong:
-        problems = [f"{len(unknown)} unknown, first {unknown[:2]}"] * bool(unknown) + [f"{len(missing)} missing, first {missing[:2]}"] * bool(missing)
+        problems = [f"{len(unknown)} unknown, first {unknown[:2]}"] * bool(unknown) + [
+            f"{len(missing)} missing, first {missing[:2]}"
+        ] * bool(missing)
         raise ModelError(f"{path}: the weights do not fit this model ({'; '.join(problems + wrong[:2])})")
     module.load_state_dict(dict(state), strict=False)
 

@@ -16,7 +16,9 @@ from fedmap.encoders.image import ImageEncoder
 from fedmap.encoders.text import TextEncoder, TinyTextEncoder
 from fedmap.encoders.tokens import Ids, Tokenizer, pad
 
-FEATURE_BATCH = 32  # fixed, so that cached features do not depend on the run's batch size
+# Fixed, so that cached features do not depend on the run's batch size. Few images at a time stay in a processor's cache.
+TEXT_BATCH = 32
+CPU_IMAGE_BATCH, GPU_IMAGE_BATCH = 4, 64
 TEXT, IMAGE = 0, 1  # columns of `Split.modalities`
 
 Features = npt.NDArray[np.float32]
@@ -116,7 +118,7 @@ def prepare(
         device: where features are computed.
     """
     tokens = text_features = image_features = None
-    where = f"{device.type} batch={FEATURE_BATCH}"
+    where = f"{device.type} {TEXT_BATCH} {_image_batch(device)}"
     if text_frozen:
         key = "text-features-" + content_key(split.fingerprint, text.fingerprint, where)
         text_features = cached_arrays(cache_dir, key, lambda: {"features": _text_features(split, cache_dir, text, device)})["features"]
@@ -132,7 +134,7 @@ def _tokens(split: RawSplit, cache_dir: Path, tokenizer: Tokenizer) -> Tokens:
     def build() -> dict[str, npt.NDArray[np.generic]]:
         present = np.flatnonzero(split.modalities[:, TEXT])
         lengths = np.zeros(len(split.row_ids), dtype=np.int64)
-        encoded = tokenizer.encode([split.texts[row] for row in present])
+        encoded = tokenizer.encode([split.texts[int(row)] for row in present])
         lengths[present] = [len(ids) for ids in encoded]
         return {"ids": np.concatenate([np.zeros(0, np.int32), *encoded]), "ends": np.cumsum(lengths)}
 
@@ -149,21 +151,26 @@ def _text_features(split: RawSplit, cache_dir: Path, encoder: TextEncoder | Tiny
         batch = tokens.batch(rows)
         return cast(torch.Tensor, encoder.frozen(device)(batch["input_ids"].to(device), batch["attention_mask"].to(device)))
 
-    return _in_batches(by_length, (len(split.row_ids), encoder.width), compute)
+    return _in_batches(by_length, TEXT_BATCH, (len(split.row_ids), encoder.width), compute)
 
 
 def _image_features(split: RawSplit, encoder: ImageEncoder, device: torch.device) -> Features:
     def compute(rows: Rows) -> torch.Tensor:
-        images = torch.from_numpy(np.asarray(split.images[rows])).to(device)
+        images = torch.from_numpy(np.asarray(split.images[rows])).to(device).contiguous(memory_format=torch.channels_last)
         return cast(torch.Tensor, encoder.frozen(device)(images))
 
-    return _in_batches(np.flatnonzero(split.modalities[:, IMAGE]), (len(split.row_ids), encoder.width), compute)
+    present = np.flatnonzero(split.modalities[:, IMAGE])
+    return _in_batches(present, _image_batch(device), (len(split.row_ids), encoder.width), compute)
 
 
-def _in_batches(rows: Rows, shape: tuple[int, int], compute: Callable[[Rows], torch.Tensor]) -> Features:
+def _image_batch(device: torch.device) -> int:
+    return CPU_IMAGE_BATCH if device.type == "cpu" else GPU_IMAGE_BATCH
+
+
+def _in_batches(rows: Rows, batch_size: int, shape: tuple[int, int], compute: Callable[[Rows], torch.Tensor]) -> Features:
     features = np.zeros(shape, dtype=np.float32)
     with torch.inference_mode():
-        for start in range(0, len(rows), FEATURE_BATCH):
-            chosen = rows[start : start + FEATURE_BATCH]
+        for start in range(0, len(rows), batch_size):
+            chosen = rows[start : start + batch_size]
             features[chosen] = compute(chosen).float().cpu().numpy()
     return features

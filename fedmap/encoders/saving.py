@@ -1,9 +1,9 @@
 """Fusion models as folders: model.safetensors, config.json and copies of the towers; no pickle, nothing needed from elsewhere.
 
-    config.json            arguments, label names, thresholds, image size, versions
-    model.safetensors      every trained tensor
-    text_tower/            the text tower's configuration and tokeniser, and its weights if it is frozen
-    image_tower.safetensors  the image tower's weights if it is frozen
+config.json            arguments, label names, thresholds, image size, versions
+model.safetensors      every trained tensor
+text_tower/            the text tower's configuration and tokeniser, and its weights if it is frozen
+image_tower.safetensors  the image tower's weights if it is frozen
 """
 
 from __future__ import annotations

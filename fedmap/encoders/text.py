@@ -60,7 +60,9 @@ class TextEncoder(Encoder):
             return None
         file = self.folder / "model.safetensors"
         if not file.is_file():
-            raise ModelError(f"{self.folder} has no model.safetensors; save the tower there (model.save_pretrained) or set pretrained_text=false")
+            raise ModelError(
+                f"{self.folder} has no model.safetensors; save the tower there (model.save_pretrained) or set pretrained_text=false"
+            )
         return file
 
     def build(self) -> nn.Module:
@@ -92,7 +94,7 @@ class TransformerTower(nn.Module):
         if pooling == "pooler" and not has_pooler:
             raise ModelError("text_pooling=pooler: this tower has no pooler; use text_pooling=mean")
         if pooling == "mean" and has_pooler:
-            transformer.pooler = None  # it would be trained by nothing and sent for nothing
+            setattr(transformer, "pooler", None)  # noqa: B010  # it would be trained by nothing and sent for nothing
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Features [B, D] of token ids and attention mask, both int64 [B, L]."""

@@ -84,7 +84,9 @@ class WordPieceTokenizer:
         self.folder, self.max_length, self.known = folder, max_length, known
         found = next((folder / name for name in ("tokenizer.json", "vocab.txt") if (folder / name).is_file()), None)
         if found is None:
-            raise ModelError(f"{folder} has neither tokenizer.json nor vocab.txt; save the tokeniser there, too (tokenizer.save_pretrained)")
+            raise ModelError(
+                f"{folder} has neither tokenizer.json nor vocab.txt; save the tokeniser there, too (tokenizer.save_pretrained)"
+            )
         self._file = found
         settings = folder / "tokenizer_config.json"
         self._lowercase = bool(json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)) if settings.is_file() else True

@@ -40,7 +40,7 @@ def import_transformers() -> ModuleType:
 def _declare_operators() -> None:
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        library.define(f"{name}{_SCHEMA}")
+        library.define(f"{name}{_SCHEMA}")  # type: ignore[no-untyped-call]
     _declared.append(library)
