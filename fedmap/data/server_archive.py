@@ -93,7 +93,7 @@ def _fetch(url: str, archive: Path, max_bytes: int) -> None:
         (partial / ARCHIVE).replace(archive)
     except (OSError, gdown.exceptions.DownloadError) as error:  # requests' errors are OSErrors
         reason = " ".join(str(error).split())[:300]
-        raise DataError(f"{url} cannot be fetched ({reason}). Without a network, {instead}") from error
+        raise DataError(f"{url} cannot be fetched ({reason}). Instead, {instead}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

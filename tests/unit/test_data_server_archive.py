@@ -182,9 +182,7 @@ def test_a_page_that_is_not_there_is_explained(tmp_path, web):
 def test_without_a_network_it_fails_at_once_and_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     begun = time.monotonic()
-    with pytest.raises(
-        DataError, match=r"cannot be fetched .*Without a network, download it yourself .*dataset/server/.*server_url to null"
-    ):
+    with pytest.raises(DataError, match=r"cannot be fetched .*Instead, download it yourself .*dataset/server/.*server_url to null"):
         unpack_server_data(tmp_path / "server_data", url="http://127.0.0.1:9/server_data.zip")
     assert time.monotonic() - begun < 10
 
