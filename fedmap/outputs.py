@@ -34,6 +34,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
 
 from fedmap.errors import DataError
@@ -41,6 +42,7 @@ from fedmap.files import plain, typed, write_csv, write_json, write_text
 from fedmap.history import FAILED, REJECTED, ClientRecord, FinalResults, RoundRecord, RunHistory, Scores
 from fedmap.records import ClientSignals
 from fedmap.scoring import final_results as final_results  # a run ends with `run.finish(final_results(...))`
+from fedmap.tracking import Tracker, make_tracker
 from fedmap.versions import machine, versions
 
 SCHEMA_VERSION = 1
@@ -61,17 +63,24 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self.history = RunHistory()
+        self._tracker = Tracker()
 
     def start(self, config: Any, label_names: Sequence[str], history: RunHistory | None = None) -> None:
-        """Write what is known before the first round.
+        """Write what is known before the first round, and start the tracker that the configuration names.
 
         Args:
             config: the run's configuration: a DictConfig or a mapping.
             label_names: in the order of the model's outputs.
             history: of the same run before it was stopped, when it is resumed.
+
+        Raises:
+            ConfigError: `tracking` names something that cannot be had.
         """
+        shown = redacted(config)
+        self._tracker = make_tracker(_tracking(config))
+        self._tracker.start(self.path, shown)
         self.history = history or RunHistory(label_names=tuple(label_names))
-        write_text(self.path / "config.yaml", redacted_yaml(config))
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(shown))))
         write_json(self.path / "versions.json", {"software": versions(), "machine": machine()})
         self._write()
 
@@ -93,6 +102,7 @@ class RunFolder:
             if best:
                 _copy_folder(self.path / "last", self.path / "best")
         self._write()
+        self._tracker.round_done(record)
         return best
 
     def finish(self, final: FinalResults) -> None:
@@ -100,6 +110,8 @@ class RunFolder:
         from fedmap.report import write_report
 
         self._end("finished", "", final)
+        self._tracker.finish(final)
+        self._tracker.close()
         try:
             write_report(self.path)
         except Exception as error:  # the run's results are safe already, whatever a plotting library says
@@ -108,6 +120,7 @@ class RunFolder:
     def fail(self, reason: str) -> None:
         """Note why the run ended early; the rounds so far stay as they are."""
         self._end("failed", reason, None)
+        self._tracker.close()
 
     def save_model(self, name: str, model: nn.Module, thresholds: Mapping[str, float] | None = None) -> Path:
         """Write a model's folder, replacing an older one of that name, and return its path."""
@@ -166,17 +179,13 @@ def redacted(config: Any) -> Any:
     """A configuration as plain values, with *** for each value under a key like token, secret, password or api_key, and for
     a password within a URL.
     """
-    from omegaconf import OmegaConf
-
     value = OmegaConf.to_container(config, resolve=True, throw_on_missing=False) if OmegaConf.is_config(config) else config
     return _redact(value, hide=False)
 
 
-def redacted_yaml(config: Any) -> str:
-    """`redacted` as YAML."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(plain(redacted(config))))
+def _tracking(config: Any) -> Any:
+    node = config.get("tracking") if hasattr(config, "get") else None
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
 def _redact(value: Any, hide: bool) -> Any:

@@ -132,7 +132,7 @@ def weight_map(history: RunHistory) -> Figure | None:
     rows = _spaced(numbers, 25)
     axes.set_yticks(rows, [str(numbers[i]) for i in rows])
     if len(trained) <= 12 and len(numbers) <= 12:
-        middle = image.norm.vmax / 2 if image.norm.vmax else 0.0
+        middle = float(np.nanmax(weights)) / 2
         for row, column in zip(*map(list, np.nonzero(np.isfinite(weights))), strict=True):
             value = float(weights[row, column])
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if value < middle else "black")
