@@ -77,7 +77,7 @@ class FedMAP:
     sigma_strength: float = 1.0
     sigma_decay: float = 1.0
     prior_covers: str | Sequence[str] = "trainable"
-    head_prefixes: Sequence[str] = ("head",)
+    head_prefixes: Sequence[str] = ("fusion", "norm", "classifier", "head")
     uncovered: str = "shared"
     warm_start: bool = True
 
