@@ -90,7 +90,7 @@ class RunFolder:
         Args:
             record: the round.
             model: the global model after it, saved as `last`, and as `best` if the round is the best so far.
-            thresholds: by label, tuned on the validation split; saved with the model.
+            thresholds: by label, tuned on the validation split; saved with the model. A label without one has 0.5.
 
         Returns:
             Whether this round is the best so far on the validation split.
@@ -128,7 +128,8 @@ class RunFolder:
         fresh = _fresh(target)
         save = getattr(model, "save_pretrained", None)
         if callable(save):
-            save(fresh, label_names=list(self.history.label_names), thresholds=dict(thresholds or {}))
+            names, known = self.history.label_names, thresholds or {}
+            save(fresh, label_names=list(names), thresholds=[known.get(name, 0.5) for name in names])
         else:
             _save_plain(fresh, model, self.history.label_names, thresholds or {})
         _swap(fresh, target)

@@ -158,12 +158,12 @@ def test_models_are_saved_as_last_and_best(tmp_path: Path) -> None:
 
 def test_a_model_of_ones_own_saves_itself(tmp_path: Path) -> None:
     class Own(nn.Module):
-        def save_pretrained(self, folder: Path, *, label_names: list[str], thresholds: dict[str, float]) -> None:
+        def save_pretrained(self, folder: Path, *, label_names: list[str], thresholds: list[float]) -> None:
             write_text(Path(folder) / "own.txt", f"{label_names} {thresholds}")
 
     run = RunFolder(tmp_path)
     run.start({}, LABELS)
-    assert (run.save_model("last", Own()) / "own.txt").read_text() == f"{list(LABELS)} {{}}"
+    assert (run.save_model("last", Own(), {"Drama": 0.25}) / "own.txt").read_text() == f"{list(LABELS)} [0.5, 0.25, 0.5]"
 
 
 def test_final_results_tune_on_validation_and_only_report_test() -> None:
