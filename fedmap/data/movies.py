@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 
 from fedmap.data import server_archive
-from fedmap.data.cache import content_key
-from fedmap.data.layout import LABELS_VARIABLE, DataLayout, find_poster, read_labels, read_modality
-from fedmap.data.posters import PosterStore, load_posters, why_unreadable
-from fedmap.data.splits import MODALITIES, MovieSplit, PosterView
+from fedmap.data.layout import LABELS_VARIABLE, DataLayout, read_labels, read_modality
+from fedmap.data.reading import Movie, MovieReader, draw
+from fedmap.data.splits import MODALITIES, MovieSplit
 from fedmap.data.table import BadRow, Row, read_table
 from fedmap.errors import ConfigError, DataError
 
 log = logging.getLogger("fedmap.data")
 
 DEFAULT_VALIDATION = 0.1  # share of the training rows, where there is neither a val.csv nor a validation_split
-_SHOWN = 10  # bad rows named in one message
-
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class _Movie:
-    """A row, where its poster lies (None where the row has no image) and whether its text is used."""
-
-    row: Row
-    has_text: bool
-    poster: Path | None
 
 
 class MovieData:
@@ -108,11 +93,11 @@ class MovieData:
         if output_size is not None:
             self.check_output_size(output_size)
         self._read: dict[int | None, dict[str, MovieSplit]] = {}
-        self._skipped: dict[int | None, list[BadRow]] = {}
+        self._reader = MovieReader(self.layout, self.label_names, self.image_size, self.cache_dir, skip=on_bad_row == "skip")
 
     @property
     def skipped(self) -> list[BadRow]:
-        return [row for rows in self._skipped.values() for row in rows]
+        return [row for rows in self._reader.skipped.values() for row in rows]
 
     def check_output_size(self, output_size: int) -> None:
         """Raise a DataError if the model has another number of outputs than there are labels."""
@@ -132,7 +117,7 @@ class MovieData:
             DataError: the client has no rows here, a file is malformed, or rows are bad and on_bad_row is "error".
         """
         if client_id not in self._read:
-            self._skipped.pop(client_id, None)
+            self._reader.skipped.pop(client_id, None)
             self._read[client_id] = self._read_client(client_id)
         return self._read[client_id]
 
@@ -147,7 +132,7 @@ class MovieData:
             DataError: there are none, a file is malformed, or rows are bad and on_bad_row is "error".
         """
         if None not in self._read:
-            self._skipped.pop(None, None)
+            self._reader.skipped.pop(None, None)
             self._read[None] = self._read_server()
         return self._read[None]
 
@@ -176,20 +161,20 @@ class MovieData:
         tables = {split: folder / f"{split}.csv" for split in ("test", "val", "train")}
         if not tables["train"].is_file():
             raise DataError(f"{tables['train']}: the file is missing; expected a table with the columns img_name,text,labels")
-        rows = self._tables(client_id, {split: path for split, path in tables.items() if path.is_file()})
-        movies = {split: self._movies(client_id, found, use_text, use_image, folder) for split, found in rows.items()}
-        readable, store, positions = self._posters(client_id, movies)
+        rows = self._reader.tables(client_id, {split: path for split, path in tables.items() if path.is_file()})
+        movies = {split: self._reader.movies(client_id, found, use_text, use_image, folder) for split, found in rows.items()}
+        readable, store, positions = self._reader.posters(client_id, movies)
         if not readable["train"]:
             raise DataError(f"{tables['train']}: the file has no usable rows; a client needs at least one to train on")
         if "test" not in readable:
             log.info("Client %d has no test.csv; its test split is empty.", client_id)
         train, val = self._validation(client_id, readable["train"], readable.get("val"))
         chosen = {"train": train, "val": val, "test": readable.get("test", [])}
-        splits = {split: self._split(found, store, positions) for split, found in chosen.items()}
+        splits = {split: self._reader.split(found, store, positions) for split, found in chosen.items()}
         self._log(f"client {client_id}", splits)
         return splits
 
-    def _validation(self, client_id: int, train: list[_Movie], val: list[_Movie] | None) -> tuple[list[_Movie], list[_Movie]]:
+    def _validation(self, client_id: int, train: list[Movie], val: list[Movie] | None) -> tuple[list[Movie], list[Movie]]:
         share = self.validation_split
         if share == 0 and val is not None:
             return train, val
@@ -205,7 +190,7 @@ class MovieData:
             log.info("Client %d: train.csv and val.csv are pooled, and %g of the rows are the validation split.", client_id, share)
         pool = [*train, *(val or [])]
         count = min(max(round(share * len(pool)), 1), len(pool) - 1)
-        validation, rest = _draw(pool, count, f"{self.seed}/validation/{client_id}", lambda movie: movie.row.row_id)
+        validation, rest = draw(pool, count, f"{self.seed}/validation/{client_id}", lambda movie: movie.row.row_id)
         return rest, validation
 
     def _read_server(self) -> dict[str, MovieSplit]:
@@ -220,12 +205,12 @@ class MovieData:
                 "or set dataset.server_url to where the zip can be fetched"
             )
         tables = {split: found[f"server_{split}.csv"] for split in ("test", "val") if f"server_{split}.csv" in found}
-        rows = self._tables(None, tables, taken=self._client_rows())
+        rows = self._reader.tables(None, tables, taken=self._client_rows())
         if "val" not in rows:
             if len(rows["test"]) < 2:
                 raise DataError(f"{tables['test']}: has {len(rows['test'])} usable rows; at least 2 are needed for validation and test")
             count = min(max(round(self.server_val_share * len(rows["test"])), 1), len(rows["test"]) - 1)
-            rows["val"], rows["test"] = _draw(rows["test"], count, f"{self.seed}/server-validation", lambda row: row.row_id)
+            rows["val"], rows["test"] = draw(rows["test"], count, f"{self.seed}/server-validation", lambda row: row.row_id)
             log.info(
                 "There is no server_val.csv: %s is split by seed %d into %d validation and %d test rows.",
                 tables["test"],
@@ -235,17 +220,17 @@ class MovieData:
             )
         for split, table in rows.items():
             if self.server_limit is not None and len(table) > self.server_limit:
-                rows[split], _ = _draw(table, self.server_limit, f"{self.seed}/server-limit", lambda row: row.row_id)
+                rows[split], _ = draw(table, self.server_limit, f"{self.seed}/server-limit", lambda row: row.row_id)
                 log.info("dataset.server_limit: %d of the server's %d %s rows are used.", self.server_limit, len(table), split)
-        movies = {split: self._movies(None, rows[split], True, True, None) for split in ("val", "test")}
-        readable, store, positions = self._posters(None, movies)
+        movies = {split: self._reader.movies(None, rows[split], True, True, None) for split in ("val", "test")}
+        readable, store, positions = self._reader.posters(None, movies)
         for split, usable in readable.items():
             if not usable:
                 source = tables.get(split, tables["test"])
                 raise DataError(
                     f"{source}: no usable row is left for the server's {split} split; the server needs rows to validate and to test with"
                 )
-        splits = {split: self._split(readable[split], store, positions) for split in ("val", "test")}
+        splits = {split: self._reader.split(readable[split], store, positions) for split in ("val", "test")}
         self._log("server", splits)
         return splits
 
@@ -259,117 +244,11 @@ class MovieData:
                     taken |= {row.row_id: row for row in read_table(path, self.label_names)[0]}
         return taken
 
-    def _tables(self, owner: int | None, tables: Mapping[str, Path], taken: Mapping[str, Row] | None = None) -> dict[str, list[Row]]:
-        """The rows of each table, none of them in an earlier table or among the taken ones."""
-        elsewhere = dict(taken or {})
-        rows: dict[str, list[Row]] = {}
-        bad: list[BadRow] = []
-        for split, path in tables.items():
-            found, wrong = read_table(path, self.label_names)
-            bad.extend(wrong)
-            rows[split] = []
-            for row in found:
-                other = elsewhere.get(row.row_id)
-                if other is None:
-                    rows[split].append(row)
-                else:
-                    where = f"{other.file}, line {other.line}"
-                    bad.append(BadRow(path, row.line, f"{row.row_id!r} is also in {where}; a movie belongs to one split, keep one of them"))
-            elsewhere |= {row.row_id: row for row in rows[split]}
-            if not found and not wrong:
-                if split == "train" or (owner is None and split == "test"):
-                    raise DataError(f"{path}: the file has a header and no rows")
-                log.warning("%s has a header and no rows; the split is empty.", path)
-        self._refuse(owner, bad)
-        return rows
-
-    def _movies(self, owner: int | None, rows: Sequence[Row], use_text: bool, use_image: bool, folder: Path | None) -> list[_Movie]:
-        """Which modalities each row has, and where its poster lies."""
-        folders = self.layout.poster_folders()
-        movies: list[_Movie] = []
-        bad: list[BadRow] = []
-        for row in rows:
-            poster = find_poster(folders, row.img_name) if use_image and row.img_name else None
-            reason = None
-            if use_image and row.img_name and poster is None:
-                looked = ", ".join(map(str, folders)) or f"neither {self.layout.shared / 'mmimdb_posters'} nor another folder of posters"
-                reason = f"the poster {row.img_name!r} is missing; looked in {looked}. Put it there, or leave img_name empty"
-            elif not (use_text and row.text) and poster is None:
-                empty, other = ("text", "images") if use_text else ("img_name", "text")
-                reason = f"{empty} is empty, and {folder and folder / 'modality.json'} says that the client uses no {other}"
-            if reason is not None:
-                bad.append(BadRow(row.file, row.line, reason))
-            else:
-                movies.append(_Movie(row, use_text and bool(row.text), poster))
-        self._refuse(owner, bad)
-        return movies
-
-    def _posters(
-        self, owner: int | None, movies: Mapping[str, list[_Movie]]
-    ) -> tuple[dict[str, list[_Movie]], PosterStore, dict[Path, int]]:
-        """The movies whose posters can be decoded, the decoded posters, and where each lies in the store."""
-        paths = list(dict.fromkeys(movie.poster for found in movies.values() for movie in found if movie.poster is not None))
-        positions = {path: position for position, path in enumerate(paths)}
-        store = load_posters(paths, self.image_size, self.cache_dir)
-        reasons = {paths[position]: why_unreadable(paths[position], self.image_size) for position in np.flatnonzero(~store.readable)}
-        self._refuse(
-            owner,
-            [
-                BadRow(movie.row.file, movie.row.line, f"the poster {movie.poster} is bad: {reasons[movie.poster]}")
-                for found in movies.values()
-                for movie in found
-                if movie.poster is not None and movie.poster in reasons
-            ],
-        )
-        readable = {split: [movie for movie in found if movie.poster not in reasons] for split, found in movies.items()}
-        return readable, store, positions
-
-    def _split(self, movies: Sequence[_Movie], store: PosterStore, positions: Mapping[Path, int]) -> MovieSplit:
-        labels = np.zeros((len(movies), len(self.label_names)), np.uint8)
-        for position, movie in enumerate(movies):
-            labels[position, list(movie.row.labels)] = 1
-        modalities = np.array([(movie.has_text, movie.poster is not None) for movie in movies], np.bool_).reshape(-1, len(MODALITIES))
-        row_ids = [movie.row.row_id for movie in movies]
-        texts = [movie.row.text if movie.has_text else "" for movie in movies]
-        chosen = np.array([-1 if movie.poster is None else positions[movie.poster] for movie in movies], np.int64)
-        posters = np.concatenate([store.digests, np.zeros((1, 32), np.uint8)])[chosen]  # position -1 is the row of zeros
-        return MovieSplit(
-            labels=labels,
-            modalities=modalities,
-            row_ids=row_ids,
-            texts=texts,
-            images=PosterView(store.images, chosen),
-            fingerprint=content_key(labels, modalities, list(self.label_names), row_ids, texts, posters, {"image_size": self.image_size}),
-        )
-
-    def _refuse(self, owner: int | None, bad: Sequence[BadRow]) -> None:
-        """Raise on bad rows, or note that they are left out."""
-        if not bad:
-            return
-        listed = "\n".join(f"  {row}" for row in bad[:_SHOWN])
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        if self.on_bad_row == "error":
-            count = "1 bad row" if len(bad) == 1 else f"{len(bad)} bad rows"
-            raise DataError(f"{count}:\n{listed}{more}\nMend the files, or leave such rows out with dataset.on_bad_row=skip")
-        self._skipped.setdefault(owner, []).extend(bad)
-        whose = "the server" if owner is None else f"client {owner}"
-        log.warning("dataset.on_bad_row=skip: %d rows of %s are left out:\n%s%s", len(bad), whose, listed, more)
-
     def _log(self, owner: str, splits: Mapping[str, MovieSplit]) -> None:
         counts = ", ".join(f"{len(split)} {name}" for name, split in splits.items())
         present = np.concatenate([split.modalities for split in splits.values()]).mean(axis=0)
         shares = ", ".join(f"{name} in {share:.0%}" for name, share in zip(MODALITIES, present, strict=True))
         log.info("%s, %s: %s rows; %s.", self.name, owner, counts, shares)
-
-
-def _draw(items: Sequence[_T], count: int, purpose: str, name: Callable[[_T], str]) -> tuple[list[_T], list[_T]]:
-    """`count` of the items and the others, both in their order; which ones depends on the names alone, not on the order."""
-
-    def rank(position: int) -> bytes:
-        return hashlib.blake2b(f"{purpose}/{name(items[position])}".encode()).digest()
-
-    drawn = set(sorted(range(len(items)), key=rank)[:count])
-    return [item for i, item in enumerate(items) if i in drawn], [item for i, item in enumerate(items) if i not in drawn]
 
 
 def _share(key: str, value: float, *, zero: bool) -> float:

@@ -42,7 +42,9 @@ class PosterView:
         absent = positions < 0
         if absent.all():  # also where the store has no poster at all
             return np.zeros((*positions.shape, *self.shape[1:]), np.uint8)
-        images = np.array(self._store[np.where(absent, 0, positions)])
+        images = np.asarray(self._store[np.where(absent, 0, positions)])
+        if not images.flags.writeable:  # one row, which the index above did not copy
+            return images.copy()
         images[absent] = 0
         return images
 
