@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from fedmap.config import CONF, check_overrides
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="client")
 def main(cfg: DictConfig) -> None:
     from fedmap.flower.doors import join
 
@@ -16,5 +16,5 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    check_overrides(sys.argv)
+    check_overrides(sys.argv, "client")
     main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,8 +31,6 @@ from fedmap.randomness import sample_clients
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.scoring import final_results
 from fedmap.weights import Weights
-
-log = logging.getLogger("fedmap.server")
 
 
 @dataclass
@@ -78,7 +75,7 @@ class Server:
         config = self.config
         info = RunInfo(self.name, config.random_seed, config.num_rounds)
         if not self.splits:
-            self._note("the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported")
+            self.progress.note("the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported")
         registry = self._registry(grid, info)
         registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
         self.folder.start(config.raw, self.label_names)
@@ -105,12 +102,8 @@ class Server:
             label_names=self.label_names,
             model_names=[name for name, _ in shared_tensors(self.model)],
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
-            note=self._note,
+            note=self.progress.note,
         )
-
-    def _note(self, text: str) -> None:
-        log.info("%s", text)
-        self.progress.note(text)
 
     def _round(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> tuple[ServerState, bool]:
         """One round; returns the new state and whether the quorum was met."""
@@ -128,7 +121,7 @@ class Server:
             # The old model stays; the round is marked and counted, so that random draws differ in the next one.
             state = replace(state, round_index=broadcast.round_index)
             note = f"round {broadcast.round_index}: {len(updates)} of {len(chosen)} clients answered, {least} are needed; the model is kept"
-            self._note(note)
+            self.progress.note(note)
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
         aggregated = time.perf_counter()
         scores = self._scores(state.weights)
@@ -165,7 +158,7 @@ class Server:
                     self.progress.client_done(update)
                     return
             lost[client_id] = ClientRecord(client_id=client_id, status=status, reason=reason)
-            self._note(f"client {client_id} is left out of round {broadcast.round_index}: {reason}")
+            self.progress.note(f"client {client_id} is left out of round {broadcast.round_index}: {reason}")
 
         content = broadcast_to_content(broadcast, info)
         seconds = self.config.runtime.round_seconds
@@ -223,7 +216,7 @@ class Server:
                     raise UpdateError("the answer is another client's, or has no counts of the test split")
                 found[client_id] = counts["test"]
             except UpdateError as error:
-                self._note(f"client {clients[node]} is missing from the final scores: {error}")
+                self.progress.note(f"client {clients[node]} is missing from the final scores: {error}")
         return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from fedmap.errors import QuorumError, UpdateError
 from fedmap.flower.exchange import exchange
 from fedmap.flower.wire import ClientCard, RunInfo, content_to_card, run_to_content
 
-log = logging.getLogger("fedmap.server")
 _POLL_SECONDS = 0.5
 
 

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
 from fedmap.flower import processes
@@ -161,15 +163,19 @@ def _follow(config: RunConfig, events: Tail, process: subprocess.Popen[bytes], l
 
 def _drain(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
     """Give the SuperNode the time to hand in the last answer: until its ClientApp process has gone, and a moment more."""
-    import psutil
-
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        names = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True) if child.is_running()]
-        if not any("flwr-clientapp" in name for name in names):
+        if not any(_is_client_app(child) for child in psutil.Process(process.pid).children(recursive=True)):
             break
         time.sleep(_POLL_SECONDS)
     time.sleep(4.0)
+
+
+def _is_client_app(process: psutil.Process) -> bool:
+    try:
+        return any("flwr-clientapp" in word for word in process.cmdline())
+    except psutil.Error:  # it ended meanwhile
+        return False
 
 
 def _sentence(event: dict[str, Any], client_id: int) -> str:
