@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedmap.config import CONF, compose
 from fedmap.errors import FederationError
 
 if TYPE_CHECKING:
@@ -32,12 +32,11 @@ def __getattr__(name: str) -> Any:
 def main(arguments: Sequence[str]) -> int:
     """Prepare a data set from key=value arguments; 0 if it is in place, 2 after an error."""
     if {"-h", "--help"} & set(arguments):
-        explained = (Path(__file__).parent / "conf" / f"{CONFIG}.yaml").read_text(encoding="utf-8")
+        explained = (CONF / f"{CONFIG}.yaml").read_text(encoding="utf-8")
         print(f"{__doc__}\nSettings and their defaults:\n\n{explained}")
         return 0
     from omegaconf import OmegaConf
 
-    from fedmap.config import compose
     from fedmap.data.prepare import describe, prepare
 
     try:

@@ -36,6 +36,7 @@ class PreparationOptions:
     limit: int | None = None
     on_bad_row: str = "error"
     posters: str = "copy"
+    plot: bool = True
     overwrite: bool = False
     policy: str = "proportions"
     clients: int | None = None
@@ -86,7 +87,7 @@ class PreparationOptions:
             raise ConfigError(f"split={list(self.split)} must be the shares [train, val, test]; they add up to 1 and train is above 0")
         if min(self.server_val, self.server_test) < 0 or self.server_val + self.server_test >= 1:
             raise ConfigError(
-                f"server_val={self.server_val} and server_test={self.server_test} are shares of all rows: 0 or more, sum below 1"
+                f"server_val={self.server_val} and server_test={self.server_test} are shares of all rows: 0 or more, together below 1"
             )
         clients = self.num_clients
         client_modalities(self.modalities, clients)
@@ -114,7 +115,7 @@ class PreparationOptions:
 
     def recorded(self, source: str) -> dict[str, Any]:
         """The settings that decide the content of the data set, as plain values for the manifest."""
-        skipped = {"root", "path", "overwrite", "posters", "source", "seed"}
+        skipped = {"root", "path", "overwrite", "plot", "posters", "source", "seed"}
         if source != "synthetic":
             skipped |= {"num_movies", "label_noise", "text_clarity", "image_clarity", "poster_size"}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in skipped}
@@ -145,8 +146,8 @@ def _checked(key: str, value: Any) -> Any:
             raise ConfigError(f"{key}={value!r} must be a whole number")
     elif key in _NUMBERS and not _is_number(value, float):
         raise ConfigError(f"{key}={value!r} must be a number")
-    elif key == "overwrite" and not isinstance(value, bool):
-        raise ConfigError(f"overwrite={value!r} must be true or false")
+    elif key in ("overwrite", "plot") and not isinstance(value, bool):
+        raise ConfigError(f"{key}={value!r} must be true or false")
     elif key == "label_map":
         if not isinstance(value, Mapping) or not all(isinstance(v, (str, type(None))) for v in value.values()):
             raise ConfigError(f"label_map={value!r} must map labels of the source to labels of the data set or null")

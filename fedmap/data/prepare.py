@@ -13,13 +13,10 @@ from fedmap.data.collect import collect
 from fedmap.data.deal import deal
 from fedmap.data.importers import IMPORTERS, BadRows, Movie, detect
 from fedmap.data.layout import DataLayout
-from fedmap.data.manifest_plot import draw_distribution
 from fedmap.data.preparation import PreparationOptions
-from fedmap.data.staging import Posters, Staging
+from fedmap.data.staging import PLOT, Posters, Staging
 from fedmap.data.synthetic import GENRES, generate
 from fedmap.errors import DataError
-
-PLOT = "label_distribution.png"
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,6 @@ def prepare(**settings: Any) -> Prepared:
     """
     options = PreparationOptions.of(settings)
     root = Path(options.root)
-    root.mkdir(parents=True, exist_ok=True)
     staging = Staging(root)
     staging.recover()
     source = _source(options)
@@ -67,6 +63,12 @@ def prepare(**settings: Any) -> Prepared:
                 f"{root / 'dataset'}: the data set there was made with the same settings, but its content differs from the source's now "
                 "(files were edited, or the source changed); overwrite=true replaces it"
             )
+        dataset = staging.folder / "dataset"
+        if options.plot:
+            from fedmap.data.manifest_plot import draw_distribution
+
+            draw_distribution(manifest, dataset / PLOT)
+        (dataset / manifests.NAME).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         staging.commit()
     finally:
         staging.recover()
@@ -85,9 +87,6 @@ def _stage(staging: Staging, source: str, header: dict[str, Any], options: Prepa
     manifest["checksums"] = manifests.checksums(staging.folder, files)
     manifest["posters"] = {"files": len(posters.digests), "sha256": manifests.digest(posters.digests)}
     manifest["fingerprint"] = manifests.digest([manifest["checksums"], manifest["posters"]])
-    dataset = staging.folder / "dataset"
-    draw_distribution(manifest, dataset / PLOT)
-    (dataset / manifests.NAME).write_text(json.dumps(manifest, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
@@ -153,5 +152,6 @@ def describe(prepared: Prepared) -> str:
     lines += [f"{rows[key]} {text}" for key, text in reasons.items() if rows[key]]
     lines += [f"  {reason}" for reason in rows["skipped_reasons"][:5]]
     state = "was there already and is unchanged" if prepared.unchanged else "written"
-    lines += ["", manifests.table(manifest), "", f"{dataset / manifests.NAME}  {state}", f"{dataset / PLOT}"]
+    lines += ["", manifests.table(manifest), "", f"{dataset / manifests.NAME}  {state}"]
+    lines += [str(dataset / PLOT)] if (dataset / PLOT).is_file() else []
     return "\n".join(lines)

@@ -15,6 +15,7 @@ from fedmap.data.layout import DataLayout
 from fedmap.errors import DataError
 
 PARTIAL = ".data_preparation"
+PLOT = "label_distribution.png"
 _COMPLETE = "complete"
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp"}
 _PROBE = (64, 64)  # JPEGs are decoded at this scale only, which still reads every byte
@@ -57,6 +58,7 @@ class Staging:
             old = DataLayout(self.root)
             for holder in [old.client(client_id) for client_id in old.client_ids()] + [self.root / "dataset" / "server"]:
                 shutil.rmtree(holder, ignore_errors=True)
+            (self.root / "dataset" / PLOT).unlink(missing_ok=True)
             (self.folder / "moving").touch()
         for base in ("all_in_one_dataset", "dataset"):
             (self.root / base).mkdir(exist_ok=True)
