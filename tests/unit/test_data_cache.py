@@ -1,5 +1,8 @@
 import multiprocessing
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -128,6 +131,49 @@ def test_concurrent_processes_agree_on_one_result(tmp_path):
         process.join()
     assert len(set(seen)) == 1
     assert seen[0] in (1, 2, 3)
+
+
+def _write_and_wait(folder: str, begun) -> None:
+    def fill(arrays):
+        arrays["a"][:] = 1
+        begun.set()
+        time.sleep(60)
+
+    streamed_arrays(Path(folder), "k", {"a": ((1000,), np.int64)}, fill)
+
+
+def test_a_writer_that_is_killed_leaves_no_half_written_array(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    begun = context.Event()
+    process = context.Process(target=_write_and_wait, args=(str(tmp_path), begun))
+    process.start()
+    assert begun.wait(60)
+    process.kill()
+    process.join()
+    assert not (tmp_path / "k").exists()
+    assert len(list(tmp_path.glob(".k.*.tmp"))) == 1
+    arrays = streamed_arrays(tmp_path, "k", {"a": ((1000,), np.int64)}, lambda arrays: arrays["a"].__setitem__(0, 5))
+    assert int(arrays["a"].sum()) == 5
+    assert list(tmp_path.glob(".k.*.tmp")) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files as POSIX does")
+def test_a_full_disk_is_an_error_and_not_a_crash(tmp_path):
+    code = f"""
+import pathlib, resource
+from fedmap.data.cache import streamed_arrays
+from fedmap.errors import DataError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    streamed_arrays(pathlib.Path({str(tmp_path)!r}), "k", {{"a": ((4 << 20,), "u1")}}, lambda arrays: arrays["a"].fill(1))
+except DataError as error:
+    print(error)
+"""
+    project = Path(__file__).parents[2]
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=project)
+    assert ended.returncode == 0, ended.stderr
+    assert "cannot be written: [Errno 27] File too large. Free space there, or name another folder with dataset.cache_dir" in ended.stdout
+    assert list(tmp_path.glob("*/*.npy")) == []
 
 
 def test_the_key_depends_on_content_and_settings_alone():

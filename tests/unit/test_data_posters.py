@@ -163,3 +163,11 @@ def test_no_posters_at_all(tmp_path):
 def test_a_poster_that_vanished_is_named(tmp_path):
     with pytest.raises(DataError, match=r"gone\.jpg: cannot be read: No such file"):
         load_posters([tmp_path / "gone.jpg"], 6, tmp_path / "cache")
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    paths = _files(tmp_path / "img", 2)
+    monkeypatch.setattr(posters, "_digests", lambda paths, cache_dir: np.zeros((len(paths), 32), np.uint8))  # of what was there before
+    with pytest.raises(DataError, match=r"\.png: the file changed while it was read"):
+        load_posters(paths, 6, tmp_path / "cache")
+    assert list((tmp_path / "cache").glob("posters-*")) == []
