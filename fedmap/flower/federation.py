@@ -30,6 +30,7 @@ from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.scoring import final_results
+from fedmap.tracking import make_tracker
 from fedmap.weights import Weights
 
 
@@ -64,6 +65,7 @@ class Server:
         }
         self.options: TrainingOptions = training_options(self.config)
         self.aggregator = _with_num_clients(build_aggregator(self.config), self.expected)
+        self.tracker = make_tracker(self.config.tracking)
         self.best: Weights | None = None
 
     def run(self, grid: Grid) -> None:
@@ -72,13 +74,23 @@ class Server:
         Raises:
             QuorumError: too few clients joined, or too many rounds in a row stayed below the quorum.
         """
+        self.folder.start(self.config.raw, self.label_names)
+        self.tracker.start(self.folder.path, self.config.raw)
+        try:
+            self._run(grid)
+        except BaseException as error:
+            self.folder.fail(str(error) or type(error).__name__)
+            raise
+        finally:
+            self.tracker.close()
+
+    def _run(self, grid: Grid) -> None:
         config = self.config
         info = RunInfo(self.name, config.random_seed, config.num_rounds)
         if not self.splits:
             self.progress.note("the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported")
         registry = self._registry(grid, info)
         registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
-        self.folder.start(config.raw, self.label_names)
         state = self.aggregator.init(get_weights(self.model), layout_of(self.model))
         self.progress.start(config.num_rounds)
         self._record(RoundRecord(round_index=0, **self._scores(state.weights)), state.weights)
@@ -183,6 +195,7 @@ class Server:
         best = self.folder.history.best
         if self.best is None or (best is not None and best.round_index == record.round_index):
             self.best = weights
+        self.tracker.round_done(record)
         self.progress.round_done(record)
 
     def _finish(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> None:
@@ -197,6 +210,7 @@ class Server:
         set_weights(self.model, state.weights)
         self.folder.save_model("last", self.model)
         self.folder.finish(final)
+        self.tracker.finish(final)
 
     def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
         registry.refresh(5.0)
