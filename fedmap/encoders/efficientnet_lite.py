@@ -55,8 +55,8 @@ class Block(nn.Module):
         if self.expand_conv is not None and self.bn0 is not None:
             inner = functional.relu6(self.bn0(self.expand_conv(inner)))
         inner = functional.relu6(self.bn1(self.depthwise_conv(inner)))
-        inner = self.bn2(self.project_conv(inner))
-        return inner + images if self.residual else inner
+        projected: torch.Tensor = self.bn2(self.project_conv(inner))
+        return projected + images if self.residual else projected
 
 
 class EfficientNetLite0(nn.Module):

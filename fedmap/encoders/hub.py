@@ -40,7 +40,7 @@ def package_folder(name: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def reachable(url: str, seconds: float = PROBE_SECONDS) -> bool:
+def reachable(url: str, seconds: float) -> bool:
     """Whether a server answers at all within the time, name resolution and proxies included."""
     answered = threading.Event()
 
@@ -98,7 +98,7 @@ def _hub_folder(name: str) -> Path:
         pass
     except HFValidationError as error:
         raise ModelError(f"bert_name={name!r} is neither a folder, a package nor a name on the hub: {error}") from error
-    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT):
+    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT, PROBE_SECONDS):
         why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} did not answer within {PROBE_SECONDS:g} s"
         raise ModelError(f"bert_name={name!r}: no local copy, and {why}. {ALTERNATIVES}{local}")
     try:
@@ -137,7 +137,7 @@ def _downloaded(url: str) -> Path:
         return path
     server = "/".join(url.split("/")[:3])
     local = f"vision_weights=/path/to/{path.name}, or copy the file to {path}, or pretrained_vision=false"
-    if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(server):
+    if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(server, PROBE_SECONDS):
         raise ModelError(
             f"{path.name}: no local copy at {path}, and {server} did not answer within {PROBE_SECONDS:g} s. {ALTERNATIVES}{local}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,7 +40,7 @@ class TextEncoder(Encoder):
         try:
             self._config = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
             self.width = int(self._config.get("hidden_size") or self._config["dim"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{self.folder / 'config.json'} is not the configuration of a text tower: {error}") from error
         positions = int(self._config.get("max_position_embeddings") or max_length)
         if not 2 < max_length <= positions:
@@ -72,16 +73,30 @@ class TextEncoder(Encoder):
             config = transformers.AutoConfig.from_pretrained(self.folder)
             model = transformers.AutoModel.from_config(config)
         else:
-            progress = transformers.utils.logging.is_progress_bar_enabled()
-            transformers.utils.logging.disable_progress_bar()
-            try:
-                model = transformers.AutoModel.from_pretrained(self.folder, local_files_only=True, dtype=torch.float32)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise ModelError(f"the text tower in {self.folder} cannot be read: {error}") from error
-            finally:
-                if progress:
-                    transformers.utils.logging.enable_progress_bar()
+            model = self._read(transformers)
         return TransformerTower(model, self.pooling)
+
+    def _read(self, transformers: Any) -> nn.Module:
+        logging = transformers.utils.logging
+        bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # what is missing is reported below
+        try:
+            model, report = transformers.AutoModel.from_pretrained(
+                self.folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as error:  # damaged files and foreign settings come as many types
+            raise ModelError(f"the text tower in {self.folder} cannot be read: {error}") from error
+        finally:
+            logging.set_verbosity(verbosity)
+            if bars:
+                logging.enable_progress_bar()
+        absent = sorted(name for name in report["missing_keys"] if self.pooling == "pooler" or not name.startswith("pooler."))
+        if absent:
+            hint = "; use text_pooling=mean" if all(name.startswith("pooler.") for name in absent) else ""
+            raise ModelError(f"{self.weights()} lacks {len(absent)} tensors of the tower, first {absent[:2]}{hint}")
+        tower: nn.Module = model
+        return tower
 
 
 class TransformerTower(nn.Module):
