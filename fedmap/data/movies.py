@@ -234,15 +234,10 @@ class MovieData:
         self._log("server", splits)
         return splits
 
-    def _client_rows(self) -> dict[str, Row]:
-        """The rows of every client on this machine by name, without their posters."""
-        taken: dict[str, Row] = {}
-        for client_id in self.client_ids():
-            for split in ("train", "val", "test"):
-                path = self.layout.client(client_id) / f"{split}.csv"
-                if path.is_file():
-                    taken |= {row.row_id: row for row in read_table(path, self.label_names)[0]}
-        return taken
+    def _client_rows(self) -> list[Row]:
+        """The rows of every client on this machine, without their posters."""
+        paths = (self.layout.client(client_id) / f"{split}.csv" for client_id in self.client_ids() for split in ("train", "val", "test"))
+        return [row for path in paths if path.is_file() for row in read_table(path, self.label_names)[0]]
 
     def _log(self, owner: str, splits: Mapping[str, MovieSplit]) -> None:
         counts = ", ".join(f"{len(split)} {name}" for name, split in splits.items())

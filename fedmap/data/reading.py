@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -34,6 +34,28 @@ class Movie:
     poster: Path | None
 
 
+class _Known:
+    """Rows by what tells movies apart: the poster's name, and the text where one of two rows has no poster."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self._by_id: dict[str, Row] = {}
+        self._by_text: dict[str, Row] = {}
+        self.add(rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._by_id[row.row_id] = row
+            if row.text and (not row.img_name or row.text not in self._by_text):
+                self._by_text[row.text] = row
+
+    def find(self, row: Row) -> Row | None:
+        """A known row of the same movie."""
+        same_text = self._by_text.get(row.text)
+        if same_text is not None and row.img_name and same_text.img_name:
+            same_text = None  # two posters, two movies
+        return self._by_id.get(row.row_id, same_text)
+
+
 class MovieReader:
     """Reads the rows of one owner after another: a client by its number, the server as None.
 
@@ -56,9 +78,9 @@ class MovieReader:
         self.skip = skip
         self.skipped: dict[int | None, list[BadRow]] = {}
 
-    def tables(self, owner: int | None, tables: Mapping[str, Path], taken: Mapping[str, Row] | None = None) -> dict[str, list[Row]]:
+    def tables(self, owner: int | None, tables: Mapping[str, Path], taken: Sequence[Row] = ()) -> dict[str, list[Row]]:
         """The rows of each table, none of them in an earlier table or among the taken ones."""
-        elsewhere = dict(taken or {})
+        elsewhere = _Known(taken)
         rows: dict[str, list[Row]] = {}
         bad: list[BadRow] = []
         for split, path in tables.items():
@@ -66,13 +88,13 @@ class MovieReader:
             bad.extend(wrong)
             rows[split] = []
             for row in found:
-                other = elsewhere.get(row.row_id)
+                other = elsewhere.find(row)
                 if other is None:
                     rows[split].append(row)
                 else:
                     where = f"{other.file}, line {other.line}"
-                    bad.append(BadRow(path, row.line, f"{row.row_id!r} is also in {where}; a movie belongs to one split, keep one of them"))
-            elsewhere |= {row.row_id: row for row in rows[split]}
+                    bad.append(BadRow(path, row.line, f"{row.called} is also in {where}; a movie belongs to one split, keep one of them"))
+            elsewhere.add(rows[split])
             if not found and not wrong:
                 if split == "train" or (owner is None and split == "test"):
                     raise DataError(f"{path}: the file has a header and no rows")

@@ -37,6 +37,11 @@ class Row:
         """The poster's name; for a movie without one a name made from its text."""
         return self.img_name or "text-" + hashlib.blake2b(self.text.encode(), digest_size=8).hexdigest()
 
+    @property
+    def called(self) -> str:
+        """What the row is called in messages."""
+        return repr(self.img_name) if self.img_name else "a row without poster and with the same text"
+
 
 @dataclass(frozen=True)
 class BadRow:
@@ -73,7 +78,7 @@ def read_table(path: Path, label_names: Sequence[str]) -> tuple[list[Row], list[
                 continue
             row = _row(path, line, fields, columns, width, positions)
             if isinstance(row, Row) and row.row_id in first_line:
-                row = BadRow(path, line, f"{_called(row)} is in this file already, in line {first_line[row.row_id]}; keep one of them")
+                row = BadRow(path, line, f"{row.called} is in this file already, in line {first_line[row.row_id]}; keep one of them")
             if isinstance(row, BadRow):
                 bad.append(row)
                 continue
@@ -149,7 +154,3 @@ def _image_name_problem(img_name: str) -> str | None:
     if len(img_name.encode()) > 255:
         return f"img_name is {len(img_name.encode())} bytes long; a file name has at most 255"
     return None
-
-
-def _called(row: Row) -> str:
-    return repr(row.img_name) if row.img_name else "a row without poster and with the same text"

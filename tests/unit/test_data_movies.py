@@ -311,6 +311,26 @@ def test_the_servers_rows_are_disjoint_from_each_other_and_from_the_clients(fold
     assert len(data.skipped) == 1
 
 
+def test_a_movie_without_its_poster_is_known_by_its_text(folder):
+    server = folder.server(val=2, test=3)
+    folder.client(0, train=2, val=1)
+    again = ["", server["test"][1][1], "Drama"]
+    folder.write("dataset/client_0/test.csv", [again])
+    with pytest.raises(DataError, match=r"server_test\.csv, line 3: 'm3\.png' is also in .*client_0/test\.csv, line 2"):
+        folder.data().server()
+    folder.write("dataset/client_0/val.csv", [again])
+    message = r"val\.csv, line 2: a row without poster and with the same text is also in .*test\.csv, line 2"
+    with pytest.raises(DataError, match=message):
+        folder.data().client(0)
+
+
+def test_two_posters_with_the_same_text_are_two_movies(folder):
+    rows = folder.movies(4)
+    folder.write("dataset/client_0/train.csv", [[row[0], "no plot known", "Drama"] for row in rows[:3]])
+    folder.write("dataset/client_0/val.csv", [[rows[3][0], "no plot known", "Drama"]])
+    assert len(folder.data().client(0)["train"]) == 3
+
+
 def test_a_server_without_rows_says_where_they_belong(folder):
     data = folder.data()
     assert not data.has_server()
