@@ -72,7 +72,8 @@ def test_a_stratified_split_has_the_exact_sizes_and_every_row_once(table, shares
 @given(st.integers(0, 500), st.lists(st.floats(0, 10), min_size=1, max_size=8).filter(lambda s: sum(s) > 1e-3))
 def test_apportioned_rows_add_up_and_stay_near_their_shares(n, shares):
     sizes = apportion(n, shares)
-    assert sizes.sum() == n and sizes.min() >= 0
+    assert sizes.sum() == n
+    assert sizes.min() >= 0
     positive = np.array(shares) > 0
     if n >= 100 * len(shares):
         assert np.all(sizes[positive] >= 1)
@@ -114,9 +115,13 @@ def test_each_policy_skews_what_it_names():
     deal["mild"] = partition(ids, labels, Policy("dirichlet", 5, alpha=100.0), 3)
     skew = {name: _label_distance(parts, labels) for name, parts in deal.items()}
     sizes = {name: np.std([len(part) for part in parts]) for name, parts in deal.items()}
-    assert skew["iid"] < 0.15 and skew["quantity"] < 0.25 and skew["mild"] < 0.25
-    assert skew["dirichlet"] > 0.5 and skew["label_skew"] > 0.8
-    assert sizes["iid"] == 0 and sizes["quantity"] > 300
+    assert skew["iid"] < 0.15
+    assert skew["quantity"] < 0.25
+    assert skew["mild"] < 0.25
+    assert skew["dirichlet"] > 0.5
+    assert skew["label_skew"] > 0.8
+    assert sizes["iid"] == 0
+    assert sizes["quantity"] > 300
     # With one label each and every label owned, a client of label skew sees its own labels only.
     assert all((labels[part].any(0)).sum() <= 2 for part in deal["label_skew"])
 

@@ -84,13 +84,17 @@ def test_the_manifest_counts_and_checksums_what_lies_on_disk(small):
         *(f"dataset/client_{k}/modality.json" for k in range(3)),
     }
     assert manifests.changed_files(root, manifest) == []
-    assert manifest["seed"] == 42 and manifest["settings"]["policy"] == "iid" and manifest["source"]["kind"] == "synthetic"
+    assert manifest["seed"] == 42
+    assert manifest["settings"]["policy"] == "iid"
+    assert manifest["source"]["kind"] == "synthetic"
 
 
 def test_the_plot_is_a_picture_of_holders_by_labels(small):
     with Image.open(small[0] / "dataset" / "label_distribution.png") as plot:
         plot.load()
-        assert plot.format == "PNG" and plot.width > 600 and plot.height > 200
+        assert plot.format == "PNG"
+        assert plot.width > 600
+        assert plot.height > 200
 
 
 def test_the_reader_reads_it(small, tmp_path):
@@ -123,7 +127,8 @@ def test_repeating_changes_nothing_and_says_so(small):
     root, manifest = small
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     again = prepare(root=root, **SMALL)
-    assert again.unchanged and again.manifest == manifest
+    assert again.unchanged
+    assert again.manifest == manifest
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*") if path != root} == {p: t for p, t in before.items() if p != root}
     assert "was there already and is unchanged" in describe(again)
 
@@ -149,7 +154,7 @@ def test_edited_files_and_foreign_data_are_not_overwritten(tmp_path):
     prepare(root=tmp_path, **SMALL)
     table = tmp_path / "dataset" / "client_0" / "train.csv"
     table.write_text(table.read_text() + "mine.png,own row,Drama\n")
-    with pytest.raises(DataError, match="its content differs from the source's now .*overwrite=true"):
+    with pytest.raises(DataError, match=r"its content differs from the source's now .*overwrite=true"):
         prepare(root=tmp_path, **SMALL)
     assert "own row" in table.read_text()
     (tmp_path / "dataset" / "manifest.json").unlink()
@@ -208,7 +213,8 @@ def test_modalities_and_missing_rates_are_written(tmp_path):
     read = {k: json.loads((tmp_path / "dataset" / f"client_{k}" / "modality.json").read_text()) for k in range(3)}
     assert read == {0: {"use_text": 1, "use_image": 1}, 1: {"use_text": 0, "use_image": 1}, 2: {"use_text": 1, "use_image": 0}}
     client = [row for split in ("train", "val", "test") for row in found[f"client_0/{split}.csv"]]
-    assert sum(not row["text"] for row in client) == 8 and sum(not row["img_name"] for row in client) == 16
+    assert sum(not row["text"] for row in client) == 8
+    assert sum(not row["img_name"] for row in client) == 16
     assert all(row["text"] or row["img_name"] for row in client)
     for holder in ("client_1", "client_2", "server"):
         assert all(row["text"] and row["img_name"] for name, rows in found.items() if name.startswith(holder) for row in rows)
@@ -244,13 +250,8 @@ def test_a_source_with_its_own_split_can_give_the_server_its_rows(tmp_path):
 
 
 def test_rows_left_out_are_counted(tmp_path):
-    odd = [
-        ("q1.png", "t1", "News"),
-        ("q2.png", "t2", "Drama"),
-        ("q3.png", "t3", "Drama"),
-        ("q4.png", "t4", "Dramma"),
-        ("q5.png", "NaN", "War"),
-    ]
+    odd = [("q1.png", "t1", "News"), ("q2.png", "t2", "Drama"), ("q3.png", "t3", "Drama")]
+    odd += [("q4.png", "t4", "Dramma"), ("q5.png", "NaN", "War")]
     rows = [*many_rows(), *odd]
     source = csv_source(tmp_path / "in", rows)
     (source / "posters" / "q2.png").write_bytes(b"no picture")
@@ -301,7 +302,8 @@ def test_the_same_movie_under_two_names_is_taken_once(tmp_path):
     source = csv_source(tmp_path / "in", [*many_rows(), ("twin.png", "plot number 3", "Drama")])
     (source / "posters" / "twin.png").write_bytes((source / "posters" / "p003.png").read_bytes())
     prepared = prepare(root=tmp_path / "out", path=source, min_rows=2)
-    assert prepared.manifest["rows"]["duplicates"] == 1 and prepared.manifest["rows"]["kept"] == 60
+    assert prepared.manifest["rows"]["duplicates"] == 1
+    assert prepared.manifest["rows"]["kept"] == 60
     assert "1 duplicates left out (same text and poster)" in describe(prepared)
 
 

@@ -9,8 +9,10 @@ from fedmap.errors import DataError
 
 
 def test_there_are_23_genres_and_4_dropped_ones():
-    assert len(set(MMIMDB23)) == 23 and list(MMIMDB23) == sorted(MMIMDB23)
-    assert len(DROPPED) == 4 and not DROPPED & set(MMIMDB23)
+    assert len(set(MMIMDB23)) == 23
+    assert list(MMIMDB23) == sorted(MMIMDB23)
+    assert len(DROPPED) == 4
+    assert not DROPPED & set(MMIMDB23)
 
 
 def test_auto_takes_the_23_for_movies_even_if_some_do_not_occur_and_else_what_is_found():

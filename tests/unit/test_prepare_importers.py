@@ -181,7 +181,7 @@ def test_the_kind_of_source_is_seen_from_the_path(csv_folder, archive, tmp_path_
 
 
 def test_an_unknown_path_says_what_was_expected(tmp_path):
-    with pytest.raises(DataError, match="path=.*nowhere does not exist"):
+    with pytest.raises(DataError, match=r"path=.*nowhere does not exist"):
         detect(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"holds no known source; expected movies\.csv with posters/"):
         detect(tmp_path)

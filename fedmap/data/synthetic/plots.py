@@ -20,42 +20,42 @@ _STORY_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
         "person": ("mother", "father", "daughter", "husband", "wife", "teacher", "widow", "neighbor", "sister", "friend", "singer"),
         "thing": ("marriage", "family", "letter", "promise", "home", "dinner", "secret", "divorce", "childhood", "dance", "past"),
         "place": ("village", "school", "kitchen", "church", "hotel", "small town", "garden", "apartment", "theater"),
-        "deed": ("visits", "leaves", "forgives", "remembers", "marries", "misses", "raises", "meets", "comforts"),
+        "deed": ("visits", "leaves", "invites", "remembers", "marries", "misses", "raises", "meets", "supports"),
     },
     "secret": {
         "person": ("detective", "lawyer", "stranger", "witness", "banker", "widow", "reporter", "judge", "suspect", "agent", "driver"),
-        "thing": ("murder", "evidence", "money", "secret", "alibi", "killer", "body", "motive", "crime", "file", "past"),
+        "thing": ("murder", "evidence", "money", "secret", "disguise", "killer", "body", "motive", "crime", "file", "past"),
         "place": ("city", "prison", "hotel", "court", "office", "dark street", "station", "train", "apartment"),
-        "deed": ("follows", "suspects", "questions", "betrays", "hides", "watches", "hunts", "discovers", "protects"),
+        "deed": ("follows", "suspects", "questions", "threatens", "hides", "watches", "hunts", "discovers", "protects"),
     },
     "battle": {
         "person": ("soldier", "captain", "stranger", "rider", "fighter", "agent", "commander", "brother", "scout", "driver", "rebel"),
         "thing": ("enemy", "gun", "revenge", "fight", "attack", "mission", "gang", "fire", "escape", "weapon", "honor"),
         "place": ("border", "desert", "camp", "bridge", "mountain", "fort", "river", "village", "station"),
-        "deed": ("attacks", "defends", "hunts", "shoots", "saves", "leads", "fights", "protects", "escapes"),
+        "deed": ("attacks", "guards", "hunts", "shoots", "saves", "leads", "fights", "protects", "escapes"),
     },
     "wonder": {
         "person": ("child", "doctor", "creature", "scientist", "prince", "traveler", "monster", "sister", "prophet", "orphan", "captain"),
         "thing": ("power", "world", "darkness", "body", "prophecy", "light", "door", "weapon", "dream", "blood", "machine"),
         "place": ("castle", "forest", "tower", "island", "laboratory", "mountain", "ruins", "cave", "strange land"),
-        "deed": ("awakens", "discovers", "transforms", "follows", "escapes", "destroys", "saves", "summons", "enters"),
+        "deed": ("reveals", "discovers", "transforms", "follows", "escapes", "destroys", "saves", "summons", "enters"),
     },
 }
 
 # Words that belong to one genre alone.
 _GENRE_WORDS: dict[str, dict[str, tuple[str, ...]]] = {
     "Romance": {"person": ("lover", "bride"), "thing": ("love", "kiss"), "place": ("wedding",), "deed": ("loves",)},
-    "Drama": {"person": ("patient", "priest"), "thing": ("grief", "illness"), "place": ("hospital",), "deed": ("mourns",)},
-    "Comedy": {"person": ("clown", "fool"), "thing": ("joke", "prank"), "place": ("party",), "deed": ("mocks",)},
-    "Crime": {"person": ("gangster", "thief"), "thing": ("robbery", "drugs"), "place": ("casino",), "deed": ("robs",)},
+    "Drama": {"person": ("patient", "priest"), "thing": ("grief", "illness"), "place": ("hospital",), "deed": ("hurts",)},
+    "Comedy": {"person": ("clown", "fool"), "thing": ("joke", "prank"), "place": ("party",), "deed": ("tricks",)},
+    "Crime": {"person": ("gangster", "thief"), "thing": ("robbery", "drugs"), "place": ("casino",), "deed": ("steals",)},
     "Thriller": {"person": ("assassin", "hostage"), "thing": ("bomb", "conspiracy"), "place": ("embassy",), "deed": ("stalks",)},
     "Mystery": {"person": ("inspector", "butler"), "thing": ("riddle", "clue"), "place": ("mansion",), "deed": ("investigates",)},
     "Western": {"person": ("sheriff", "cowboy"), "thing": ("cattle", "gold"), "place": ("ranch",), "deed": ("rides",)},
-    "War": {"person": ("sergeant", "nazi"), "thing": ("invasion", "army"), "place": ("trench",), "deed": ("surrenders",)},
+    "War": {"person": ("sergeant", "nazi"), "thing": ("invasion", "army"), "place": ("trench",), "deed": ("bombs",)},
     "Action": {"person": ("mercenary", "pilot"), "thing": ("chase", "explosion"), "place": ("highway",), "deed": ("crashes",)},
     "Fantasy": {"person": ("wizard", "princess"), "thing": ("magic", "dragon"), "place": ("kingdom",), "deed": ("enchanted",)},
     "Horror": {"person": ("vampire", "ghost"), "thing": ("curse", "corpse"), "place": ("graveyard",), "deed": ("haunted",)},
-    "Sci-Fi": {"person": ("robot", "alien"), "thing": ("spaceship", "planet"), "place": ("galaxy",), "deed": ("cloned",)},
+    "Sci-Fi": {"person": ("robot", "alien"), "thing": ("spaceship", "planet"), "place": ("galaxy",), "deed": ("clones",)},
 }
 
 _TELLING = (

@@ -85,7 +85,7 @@ def _background(top: Colour, bottom: Colour, width: int, height: int, rng: np.ra
 def _emblem(
     draw: ImageDraw.ImageDraw, shape: Sequence[tuple[float, float]], colour: Colour, width: int, height: int, rng: np.random.Generator
 ) -> None:
-    size = width * float(rng.uniform(0.1, 0.22))
+    size = width * float(rng.uniform(0.15, 0.28))
     x, y = width * float(rng.uniform(0.15, 0.85)), height * float(rng.uniform(0.12, 0.75))
     stretch, lean = float(rng.uniform(0.8, 1.25)), float(rng.uniform(-0.25, 0.25))
     points = [(round(x + size * (px * stretch + py * lean)), round(y + size * py)) for px, py in shape]
