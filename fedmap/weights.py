@@ -60,7 +60,9 @@ def weighted_sum(models: Sequence[Weights], coefficients: Sequence[float]) -> di
         ValueError: no models, or a different number of models and coefficients.
     """
     if not models or len(models) != len(coefficients):
-        raise ValueError(f"expected as many coefficients as models and at least one; got {len(models)} models and {len(coefficients)} coefficients")
+        raise ValueError(
+            f"expected as many coefficients as models and at least one; got {len(models)} models and {len(coefficients)} coefficients"
+        )
     return {name: _combine([model[name] for model in models], coefficients) for name in models[0]}
 
 
@@ -68,7 +70,8 @@ def _combine(arrays: Sequence[Array], coefficients: Sequence[float]) -> Array:
     first = arrays[0]
     if not is_float(first):
         counted = [array for array, a in zip(arrays, coefficients, strict=True) if a != 0] or list(arrays)
-        return np.maximum.reduce([np.asarray(array) for array in counted]).astype(first.dtype, copy=False)
+        largest: Array = np.maximum.reduce([np.asarray(array) for array in counted]).astype(first.dtype, copy=False)
+        return largest
     flats = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     result = np.empty(first.size, dtype=first.dtype)
     for start in range(0, first.size, _BLOCK):
@@ -104,7 +107,7 @@ def add_scaled(base: Weights, delta: Weights, scale: float = 1.0) -> dict[str, A
 
 def difference(left: Weights, right: Weights) -> dict[str, Array]:
     """left - right for every float array of `left`; integer arrays are left out."""
-    return {name: array - right[name] for name, array in left.items() if is_float(array)}
+    return {name: np.subtract(array, right[name]) for name, array in left.items() if is_float(array)}
 
 
 def norm(weights: Weights, names: Iterable[str] | None = None) -> float:
