@@ -99,7 +99,9 @@ def build_aggregator(config: RunConfig) -> Aggregator[ServerState]:
     aggregator = _instantiate(config.strategy, "server.strategy")
     for method in ("init", "broadcast", "aggregate"):
         if not callable(getattr(aggregator, method, None)):
-            raise ConfigError(f"server.strategy._target_={config.strategy['_target_']!r} has no method {method}(); see docs/guides/own_aggregator.md")
+            raise ConfigError(
+                f"server.strategy._target_={config.strategy['_target_']!r} has no method {method}(); see docs/guides/own_aggregator.md"
+            )
     return cast(Aggregator[ServerState], aggregator)
 
 
@@ -111,7 +113,9 @@ def build_hook(config: RunConfig) -> Callable[[Any], Any] | None:
     try:
         hook = getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"hooks.after_round={config.after_round!r} cannot be imported: {error}; name a function as module.function, or null") from error
+        raise ConfigError(
+            f"hooks.after_round={config.after_round!r} cannot be imported: {error}; name a function as module.function, or null"
+        ) from error
     if not callable(hook):
         raise ConfigError(f"hooks.after_round={config.after_round!r} is not a function")
     return cast(Callable[[Any], Any], hook)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 import numpy as np
 
@@ -29,7 +29,9 @@ def check_update(update: ClientUpdate, broadcast: Broadcast, expected: Collectio
     names = set(broadcast.weights) if expected is None else set(expected)
     missing, unknown = sorted(names - set(update.weights)), sorted(set(update.weights) - names)
     if missing or unknown:
-        raise UpdateError(f"{who} sent other tensors than expected: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}")
+        raise UpdateError(
+            f"{who} sent other tensors than expected: {len(missing)} missing {missing[:3]}, {len(unknown)} unknown {unknown[:3]}"
+        )
     _check_arrays(who, update.weights, broadcast.weights)
     for group, arrays in update.extras.items():
         _check_arrays(f"{who}, {group}", arrays, broadcast.weights)
@@ -38,7 +40,7 @@ def check_update(update: ClientUpdate, broadcast: Broadcast, expected: Collectio
             raise UpdateError(f"{who}: scalar {name!r} is {value}")
 
 
-def _check_arrays(who: str, arrays: Weights, reference: Mapping[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def _check_arrays(who: str, arrays: Weights, reference: Weights) -> None:
     for name, array in arrays.items():
         if name in reference:
             own = reference[name]

@@ -106,7 +106,7 @@ class MultilabelCounts:
     @property
     def samples_f1(self) -> float:
         """The mean over samples of the F1 of each sample's label set."""
-        right, wrong = np.indices(self.samples.shape)
+        right, wrong = np.indices(self.samples.shape, dtype=np.int64)
         f1 = _ratio(2 * right, 2 * right + wrong)
         return float((f1 * self.samples).sum() / self.num_samples) if self.num_samples else 0.0
 
@@ -157,8 +157,10 @@ def pooled(parts: Iterable[MultilabelCounts], num_labels: int) -> MultilabelCoun
     return sum(parts, MultilabelCounts.empty(num_labels))
 
 
-def _ratio(numerator: IntArray, denominator: IntArray) -> npt.NDArray[np.float64]:
-    return np.divide(numerator, denominator, out=np.zeros(np.shape(numerator), dtype=np.float64), where=denominator > 0)
+def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    bottom = np.asarray(denominator, dtype=np.float64)
+    result: npt.NDArray[np.float64] = np.divide(numerator, bottom, out=np.zeros_like(bottom), where=bottom > 0)
+    return result
 
 
 def tune_thresholds(scores: FloatArray, truth: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -98,7 +98,9 @@ def _serve_locally(config: RunConfig, file: Path, folder: Any, progress: Any, se
     clients = list(build_data(config).client_ids())
     if config.num_clients is not None:
         if config.num_clients > len(clients):
-            raise QuorumError(f"num_clients={config.num_clients}, but there are {len(clients)} client partitions below {config.dataset.get('root')}")
+            raise QuorumError(
+                f"num_clients={config.num_clients}, but there are {len(clients)} client partitions below {config.dataset.get('root')}"
+            )
         clients = clients[: config.num_clients]
     if not clients:
         raise QuorumError("there are no client partitions; make some with `python data_preparation.py`, see its --help")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -88,12 +86,15 @@ class Server:
         config = self.config
         info = RunInfo(self.name, config.random_seed, config.num_rounds)
         if not self.splits:
-            self.progress.note("the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported")
+            self.progress.note(
+                "the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported"
+            )
         registry = self._registry(grid, info)
         registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
         state = self.aggregator.init(get_weights(self.model), layout_of(self.model))
         self.progress.start(config.num_rounds)
-        self._record(RoundRecord(round_index=0, **self._scores(state.weights)), state.weights)
+        validation, test = self._scores(state.weights)
+        self._record(RoundRecord(round_index=0, validation=validation, test=test), state.weights)
         failed_in_a_row = 0
         for _ in range(config.num_rounds):
             registry.refresh(config.runtime.wait_seconds)
@@ -136,9 +137,9 @@ class Server:
             self.progress.note(note)
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
         aggregated = time.perf_counter()
-        scores = self._scores(state.weights)
+        validation, test = self._scores(state.weights)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
-        record = RoundRecord.of(report, updates, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down, **scores)
+        record = RoundRecord.of(report, updates, validation=validation, test=test, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down)
         self._record(record, state.weights)
         return state, good
 
@@ -179,16 +180,17 @@ class Server:
         }
         size = content_bytes(content)
         exchange(grid, messages, seconds, take)
-        return [updates[k] for k in sorted(updates)], [lost[k] for k in sorted(lost)], up, {k: size for k in chosen}
+        return [updates[k] for k in sorted(updates)], [lost[k] for k in sorted(lost)], up, dict.fromkeys(chosen, size)
 
     def _evaluate(self, weights: Weights) -> dict[str, Evaluation]:
         set_weights(self.model, weights)
         return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
 
-    def _scores(self, weights: Weights) -> dict[str, Scores | None]:
+    def _scores(self, weights: Weights) -> tuple[Scores | None, Scores | None]:
+        """Scores on the validation and the test split; None where the server has no such rows."""
         results = self._evaluate(weights)
-        named = {"validation": results.get("val"), "test": results.get("test")}
-        return {name: Scores.of(result.counts, result.loss) if result else None for name, result in named.items()}
+        validation, test = results.get("val"), results.get("test")
+        return Scores.of(validation.counts, validation.loss) if validation else None, Scores.of(test.counts, test.loss) if test else None
 
     def _record(self, record: RoundRecord, weights: Weights) -> None:
         self.folder.add_round(record)
@@ -236,6 +238,7 @@ class Server:
 
 def _with_num_clients(aggregator: Aggregator[ServerState], expected: int) -> Aggregator[ServerState]:
     """Algorithms that need the number of ALL clients (SCAFFOLD) and were not given it get the number expected."""
-    if dataclasses.is_dataclass(aggregator) and getattr(aggregator, "num_clients", "none asked") is None:
-        return replace(aggregator, num_clients=expected)  # type: ignore[no-any-return, type-var, call-arg]
-    return aggregator
+    if getattr(aggregator, "num_clients", "not asked for") is not None:
+        return aggregator
+    changed: Any = aggregator
+    return cast(Aggregator[ServerState], replace(changed, num_clients=expected))

@@ -84,9 +84,7 @@ class LocalGrid(Grid):
         """The one run of this grid."""
         return self._run
 
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
+    def create_message(self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None) -> Message:
         """Part of Flower's interface; the constructor of `Message` does the same."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 

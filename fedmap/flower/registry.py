@@ -83,7 +83,9 @@ class Registry:
             )
         if list(card.model_names) != list(self.model_names):
             other = sorted(set(card.model_names) ^ set(self.model_names))[:3]
-            raise UpdateError(f"{who} has another model than the server (first differing tensors {other}); use the same model configuration")
+            raise UpdateError(
+                f"{who} has another model than the server (first differing tensors {other}); use the same model configuration"
+            )
         if card.fingerprint != self.fingerprint:
             raise UpdateError(f"{who} has other frozen tower weights than the server; use the same pretrained files everywhere")
         if card.client_id in self.nodes and self.nodes[card.client_id] in set(self.grid.get_node_ids()):

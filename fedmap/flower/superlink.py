@@ -157,7 +157,11 @@ def _follow(config: RunConfig, events: Tail, process: subprocess.Popen[bytes], l
             probed = time.monotonic()
             if (now := processes.answers(address)) != here:
                 here = now
-                say(f"client {client_id}: connected to the server at {address}" if now else f"client {client_id}: waiting for the server at {address}")
+                say(
+                    f"client {client_id}: connected to the server at {address}"
+                    if now
+                    else f"client {client_id}: waiting for the server at {address}"
+                )
         time.sleep(_POLL_SECONDS)
 
 

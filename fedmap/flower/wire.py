@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -76,6 +76,10 @@ def record_to_arrays(record: ArrayRecord) -> dict[str, Any]:
     return {name: array.numpy() for name, array in record.items()}
 
 
+def _config(content: RecordDict, key: str) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], content.config_records[key])
+
+
 def _extras_to(content: RecordDict, extras: Mapping[str, Weights]) -> None:
     for group, arrays in extras.items():
         content[f"extra.{group}"] = arrays_to_record(arrays)
@@ -83,9 +87,7 @@ def _extras_to(content: RecordDict, extras: Mapping[str, Weights]) -> None:
 
 def _extras_from(content: RecordDict) -> dict[str, dict[str, Any]]:
     return {
-        key.removeprefix("extra."): record_to_arrays(record)
-        for key, record in content.array_records.items()
-        if key.startswith("extra.")
+        key.removeprefix("extra."): record_to_arrays(record) for key, record in content.array_records.items() if key.startswith("extra.")
     }
 
 
@@ -93,8 +95,7 @@ def broadcast_to_content(broadcast: Broadcast, run: RunInfo) -> RecordDict:
     """A broadcast as the content of a train or evaluate message."""
     content = run_to_content(run)
     content["weights"] = arrays_to_record(broadcast.weights)
-    content["round"]["index"] = broadcast.round_index
-    content["round"]["rule"] = broadcast.rule
+    content.config_records["round"].update({"index": broadcast.round_index, "rule": broadcast.rule})
     content["scalars"] = ConfigRecord(dict(broadcast.scalars))
     _extras_to(content, broadcast.extras)
     return content
@@ -102,11 +103,11 @@ def broadcast_to_content(broadcast: Broadcast, run: RunInfo) -> RecordDict:
 
 def content_to_broadcast(content: RecordDict) -> Broadcast:
     """The inverse of `broadcast_to_content`."""
-    place = content["round"]
-    scalars: dict[str, Scalar] = dict(content["scalars"].items())  # type: ignore[arg-type]
+    place = _config(content, "round")
+    scalars: dict[str, Scalar] = dict(_config(content, "scalars"))
     return Broadcast(
         round_index=int(place["index"]),
-        weights=record_to_arrays(content["weights"]),
+        weights=record_to_arrays(content.array_records["weights"]),
         rule=str(place["rule"]),
         extras=_extras_from(content),
         scalars=scalars,
@@ -122,7 +123,7 @@ def run_to_content(run: RunInfo) -> RecordDict:
 
 def content_to_run(content: RecordDict) -> RunInfo:
     """What a message says about the run."""
-    place = content["round"]
+    place = _config(content, "round")
     return RunInfo(str(place["run-name"]), int(place["seed"]), int(place["num-rounds"]), bool(place["final"]))
 
 
@@ -155,7 +156,7 @@ def content_to_card(content: RecordDict) -> ClientCard:
     """
     raise_problem(content)
     try:
-        record = content["client"]
+        record = _config(content, "client")
         names, shares = list(record["modality-names"]), list(record["modality-shares"])
         return ClientCard(
             client_id=int(record["client-id"]),
@@ -183,13 +184,13 @@ def raise_problem(content: RecordDict) -> None:
         UpdateError: with the client's own message.
     """
     if "problem" in content:
-        record = content["problem"]
+        record = _config(content, "problem")
         raise UpdateError(f"{record['kind']}: {record['message']}")
 
 
 def _counts_to(content: RecordDict, counts: Mapping[str, MultilabelCounts]) -> None:
     for name, value in counts.items():
-        content[f"counts.{name}"] = MetricRecord({key: values for key, values in value.to_lists().items()})
+        content[f"counts.{name}"] = MetricRecord(dict(value.to_lists()))
 
 
 def _counts_from(content: RecordDict) -> dict[str, MultilabelCounts]:
@@ -215,7 +216,7 @@ def content_to_counts(content: RecordDict) -> tuple[int, dict[str, MultilabelCou
     """
     raise_problem(content)
     try:
-        return int(content["client"]["client-id"]), _counts_from(content)
+        return int(_config(content, "client")["client-id"]), _counts_from(content)
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise UpdateError(f"malformed evaluation reply: {error!r}") from error
 
@@ -259,23 +260,23 @@ def content_to_update(content: RecordDict) -> ClientUpdate:
     """
     raise_problem(content)
     try:
-        client = content["client"]
-        signals = dict(content["signals"].items())
+        client = _config(content, "client")
+        signals: dict[str, Any] = dict(content.metric_records["signals"].items())
         return ClientUpdate(
             client_id=_integer(client, "client-id"),
             round_index=_integer(client, "round-index"),
             num_examples=_integer(client, "num-examples"),
             num_steps=_integer(client, "num-steps"),
-            weights=record_to_arrays(content["weights"]),
+            weights=record_to_arrays(content.array_records["weights"]),
             signals=ClientSignals(
-                **{name: float(signals[key]) for name in _SIGNALS if (key := name.replace("_", "-")) in signals},  # type: ignore[arg-type]
+                **{name: float(signals[key]) for name in _SIGNALS if (key := name.replace("_", "-")) in signals},
                 modality_shares=_prefixed(signals, "share."),
                 custom=_prefixed(signals, "custom."),
             ),
             extras=_extras_from(content),
-            scalars={name: float(value) for name, value in content["scalars"].items()},  # type: ignore[arg-type]
+            scalars={name: float(value) for name, value in content.metric_records["scalars"].items()},  # type: ignore[arg-type]
             counts=_counts_from(content),
-            seconds={name: float(value) for name, value in content["seconds"].items()},  # type: ignore[arg-type]
+            seconds={name: float(value) for name, value in content.metric_records["seconds"].items()},  # type: ignore[arg-type]
         )
     except UpdateError:
         raise

@@ -169,7 +169,8 @@ def train(
         with torch.autocast(options.device.partition(":")[0], torch.bfloat16, enabled=options.amp and options.device != "cpu"):
             loss = loss_function(model(batch), batch)
         penalty = rule.penalty(model)
-        (loss if penalty is None else loss + penalty).backward()
+        total: torch.Tensor = loss if penalty is None else loss + penalty
+        total.backward()  # type: ignore[no-untyped-call]
         rule.correct_gradients(model)
         limit = options.clip_norm if options.clip_norm > 0 else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, limit)
@@ -197,7 +198,7 @@ def progress_of(model: nn.Module, split: Split, options: TrainingOptions, result
         model.zero_grad(set_to_none=True)
         model.eval()
         for loss, share in passes():
-            (loss * share).backward()
+            (loss * share).backward()  # type: ignore[no-untyped-call]
         gradient = {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.requires_grad and p.grad is not None}
         model.zero_grad(set_to_none=True)
         return gradient

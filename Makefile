@@ -1,0 +1,43 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export FLWR_TELEMETRY_ENABLED ?= 0
+
+.PHONY: help install demo test check lint types unit clean
+
+help:
+	@echo "make demo    install, write the embedded data set, train a federation, print a table and the paths of the results"
+	@echo "make test    install what the tests need and run all of them"
+	@echo "make check   lint, types and tests"
+	@echo "make clean   remove the virtual environment, demo data and caches"
+
+$(VENV)/installed: requirements.txt requirements-towers.txt
+	$(PYTHON) -c 'import sys; sys.exit("FedMAP needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-towers.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+install: $(VENV)/installed
+
+demo: $(VENV)/installed
+	$(BIN)/python -m fedmap.demo
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
+
+check: lint types test
+
+clean:
+	rm -rf $(VENV) demo .fedmap .mypy_cache .ruff_cache .pytest_cache .hypothesis
