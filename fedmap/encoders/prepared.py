@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, cast
@@ -15,6 +17,8 @@ from fedmap.data.cache import cached_arrays, content_key
 from fedmap.encoders.image import ImageEncoder
 from fedmap.encoders.text import TextEncoder, TinyTextEncoder
 from fedmap.encoders.tokens import Ids, Tokenizer, pad
+
+log = logging.getLogger("fedmap.encoders")
 
 # Fixed, so that cached features do not depend on the run's batch size. Few images at a time stay in a processor's cache.
 TEXT_BATCH = 32
@@ -151,7 +155,7 @@ def _text_features(split: RawSplit, cache_dir: Path, encoder: TextEncoder | Tiny
         batch = tokens.batch(rows)
         return cast(torch.Tensor, encoder.frozen(device)(batch["input_ids"].to(device), batch["attention_mask"].to(device)))
 
-    return _in_batches(by_length, TEXT_BATCH, (len(split.row_ids), encoder.width), compute)
+    return _in_batches("texts", by_length, TEXT_BATCH, (len(split.row_ids), encoder.width), compute)
 
 
 def _image_features(split: RawSplit, encoder: ImageEncoder, device: torch.device) -> Features:
@@ -160,17 +164,19 @@ def _image_features(split: RawSplit, encoder: ImageEncoder, device: torch.device
         return cast(torch.Tensor, encoder.frozen(device)(images))
 
     present = np.flatnonzero(split.modalities[:, IMAGE])
-    return _in_batches(present, _image_batch(device), (len(split.row_ids), encoder.width), compute)
+    return _in_batches("images", present, _image_batch(device), (len(split.row_ids), encoder.width), compute)
 
 
 def _image_batch(device: torch.device) -> int:
     return CPU_IMAGE_BATCH if device.type == "cpu" else GPU_IMAGE_BATCH
 
 
-def _in_batches(rows: Rows, batch_size: int, shape: tuple[int, int], compute: Callable[[Rows], torch.Tensor]) -> Features:
+def _in_batches(what: str, rows: Rows, batch_size: int, shape: tuple[int, int], compute: Callable[[Rows], torch.Tensor]) -> Features:
     features = np.zeros(shape, dtype=np.float32)
+    started = time.perf_counter()
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             chosen = rows[start : start + batch_size]
             features[chosen] = compute(chosen).float().cpu().numpy()
+    log.info("Computed the features of %d %s in %.1f s; they are cached.", len(rows), what, time.perf_counter() - started)
     return features

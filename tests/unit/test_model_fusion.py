@@ -77,6 +77,17 @@ def test_every_mixture_of_modalities_trains(norm: str, vision_norm: str, text: l
 
 
 @pytest.mark.parametrize("frozen", [False, True])
+def test_mixed_precision(frozen: bool) -> None:
+    model = tiny(freeze_bert=frozen, freeze_vision=frozen, norm="batch", vision_norm="batch")
+    batch = batch_of([1, 0, 1, 0], [0, 1, 1, 0])
+    expected = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(batch)
+    logits.float().sum().backward()
+    torch.testing.assert_close(logits.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("training", [False, True])
 def test_what_stands_in_absent_modalities_changes_nothing(frozen: bool, training: bool) -> None:
     model = tiny(freeze_bert=frozen, freeze_vision=frozen, vision_norm="batch").train(training)
