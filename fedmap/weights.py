@@ -70,7 +70,8 @@ def _combine(arrays: Sequence[Array], coefficients: Sequence[float]) -> Array:
     first = arrays[0]
     if not is_float(first):
         counted = [array for array, a in zip(arrays, coefficients, strict=True) if a != 0] or list(arrays)
-        largest: Array = np.maximum.reduce([np.asarray(array) for array in counted]).astype(first.dtype, copy=False)
+        # NumPy turns the maximum of 0-d arrays into a scalar
+        largest: Array = np.asarray(np.maximum.reduce([np.asarray(array) for array in counted]), dtype=first.dtype)
         return largest
     flats = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
     result = np.empty(first.size, dtype=first.dtype)
