@@ -112,60 +112,33 @@ class MMIMDbFusionModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits [B, C] of a batch as `PreparedSplit.batch` gives it."""
-        text = self._part(
-            batch,
-            "text_features",
-            ("input_ids", "attention_mask"),
-            batch["has_text"],
-            self._text_features,
-            self.text_projection,
-            self.missing_text,
-        )
-        image = self._part(
-            batch, "image_features", ("image",), batch["has_image"], self._image_features, self.image_projection, self.missing_image
-        )
+        text = _fill(batch["has_text"], lambda rows: self.text_projection(self._text_features(batch, rows)), self.missing_text)
+        image = _fill(batch["has_image"], lambda rows: self.image_projection(self._image_features(batch, rows)), self.missing_image)
         fused = self.fusion(torch.cat([text, image], dim=1))  # [B, F]
         logits: torch.Tensor = self.classifier(self.dropout(torch.relu(self.norm(fused))))
         return logits
 
-    def _part(
-        self,
-        batch: Batch,
-        feature_name: str,
-        input_names: Sequence[str],
-        present: torch.Tensor,
-        tower: Callable[..., torch.Tensor],
-        projection: nn.Module,
-        missing: torch.Tensor,
-    ) -> torch.Tensor:
-        """One modality's part [B, D] of the fused vector; only rows that have the modality reach the tower."""
-        if present.all():
-            rows: Any = slice(None)
-        else:
-            rows = present.nonzero().squeeze(1)  # [P]
-            if len(rows) == 0:
-                return missing.expand(len(present), -1)
-        features = batch[feature_name][rows] if feature_name in batch else tower(*(batch[name][rows] for name in input_names))
-        projected: torch.Tensor = projection(features)  # [P, D]
-        if isinstance(rows, slice):
-            return projected
-        return missing.to(projected.dtype).expand(len(present), -1).index_copy(0, rows, projected)
-
-    def _text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        if self.text_tower is not None:
-            features: torch.Tensor = self.text_tower(input_ids, attention_mask)
+    def _text_features(self, batch: Batch, rows: Any) -> torch.Tensor:
+        if "text_features" in batch:
+            return batch["text_features"][rows]
+        ids, mask = batch["input_ids"][rows], batch["attention_mask"][rows]
+        if self.text_tower is None:
+            with torch.no_grad():
+                features: torch.Tensor = self.text.frozen(ids.device)(ids, mask)
             return features
-        with torch.no_grad():
-            features = self.text.frozen(input_ids.device)(input_ids, attention_mask)
+        features = self.text_tower(ids, mask)
         return features
 
-    def _image_features(self, images: torch.Tensor) -> torch.Tensor:
-        if self.image_tower is not None:
-            with running_statistics(self.image_tower, use=len(images) == 1):
-                features: torch.Tensor = self.image_tower(images)
+    def _image_features(self, batch: Batch, rows: Any) -> torch.Tensor:
+        if "image_features" in batch:
+            return batch["image_features"][rows]
+        images = batch["image"][rows]
+        if self.image_tower is None:
+            with torch.no_grad():
+                features: torch.Tensor = self.image.frozen(images.device)(images)
             return features
-        with torch.no_grad():
-            features = self.image.frozen(images.device)(images)
+        with running_statistics(self.image_tower, use=len(images) == 1):
+            features = self.image_tower(images)
         return features
 
     @property
@@ -271,6 +244,17 @@ class MMIMDbFusionModel(nn.Module):
             ModelError: a file is missing or damaged, or belongs to another model.
         """
         return saving.load(cls, Path(folder)).to(device).eval()
+
+
+def _fill(present: torch.Tensor, part: Callable[[Any], torch.Tensor], missing: torch.Tensor) -> torch.Tensor:
+    """One modality's part [B, D] of the fused vector: `part(rows)` where it is present, and the learnt vector elsewhere."""
+    if present.all():
+        return part(slice(None))
+    rows = present.nonzero().squeeze(1)  # [P]
+    if len(rows) == 0:
+        return missing.expand(len(present), -1)
+    values = part(rows)  # [P, D]
+    return missing.to(values.dtype).expand(len(present), -1).index_copy(0, rows, values)
 
 
 def train(
