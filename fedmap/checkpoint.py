@@ -91,7 +91,8 @@ def load_state(path: Path, expected: type[T]) -> T:
 
 def memory_path(folder: Path, run: str, client_id: int) -> Path:
     """Where a client keeps its memory of one run; the run's name is made safe for a file system."""
-    return folder / re.sub(r"[^A-Za-z0-9._-]", "_", run) / f"client_{client_id}.memory"
+    safe = re.sub(r"[^A-Za-z0-9._-]", "_", run)
+    return folder / (safe if safe.strip(".") else f"run{safe}") / f"client_{client_id}.memory"
 
 
 def save_memory(path: Path, memory: Memory) -> None:

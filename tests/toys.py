@@ -50,7 +50,12 @@ class Parabola(nn.Module):
 
 
 def parabola(
-    client_id: int, optimum: float, curvature: float = 1.0, rows: int = 2, options: TrainingOptions = PLAIN_SGD, model: nn.Module | None = None
+    client_id: int,
+    optimum: float,
+    curvature: float = 1.0,
+    rows: int = 2,
+    options: TrainingOptions = PLAIN_SGD,
+    model: nn.Module | None = None,
 ) -> LocalClient:
     """A client whose loss is curvature/2 (w - optimum)^2."""
     split = Rows(labels=np.ones((rows, 1)), optimum=np.full(rows, optimum), curvature=np.full(rows, curvature))

@@ -13,6 +13,7 @@ arrays are not finite are left out with a note.
 
 from __future__ import annotations
 
+import gc
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -138,10 +139,13 @@ class FlowerAggregator:
         strategy.fraction_train = 0.0  # type: ignore[attr-defined]
         strategy.configure_train(done, _record(state.weights, names), ConfigRecord(), cast(Any, None))
         replies = [_reply(update, names) for update in ordered]
+        gc.freeze()  # some strategies collect garbage once per array, which takes minutes unless what is here now is left out
         try:
             arrays, _ = strategy.aggregate_train(done, replies)
         except (AppExitException, ValueError) as error:
             raise UpdateError(f"Flower's strategy {self.strategy!r} could not aggregate: {error}") from error
+        finally:
+            gc.unfreeze()
         if arrays is None or set(arrays) != set(names):
             raise UpdateError(f"Flower's strategy {self.strategy!r} gave no model; see its log")
         stepped = {name: np.asarray(arrays[name].numpy()).astype(state.weights[name].dtype) for name in names}

@@ -183,9 +183,7 @@ def test_fedmap_weights_in_log_space():
 
 
 def test_fedmap_does_not_underflow():
-    sent = [
-        update(k, {"w": [float(k)]}, 10_000, scalars={"log-likelihood": -50.0 - k, "prior-energy": 1e5}) for k in range(2)
-    ]
+    sent = [update(k, {"w": [float(k)]}, 10_000, scalars={"log-likelihood": -50.0 - k, "prior-energy": 1e5}) for k in range(2)]
     state, report = FedMAP(likelihood="sum").aggregate(begin(FedMAP(), w=0.0), sent)
     assert report.client_weights == {0: 1.0, 1: 0.0}
     assert w(state) == 0.0
@@ -205,7 +203,8 @@ def test_fedmap_learns_sigma_from_the_spread():
 def test_fedmap_shares_the_spread_as_the_covariance_says():
     # gamma = 0 everywhere; spreads: a has 1 and 9, b has 4. Isotropic: 14 / 3; per layer: 5 and 4; diagonal: each its own.
     sent = [
-        update(k, {"a": [s * 1.0, s * 3.0], "b": [s * 2.0]}, scalars={"log-likelihood": 0.0, "prior-energy": 0.0}) for k, s in enumerate([1, -1])
+        update(k, {"a": [s * 1.0, s * 3.0], "b": [s * 2.0]}, scalars={"log-likelihood": 0.0, "prior-energy": 0.0})
+        for k, s in enumerate([1, -1])
     ]
     expected = {"isotropic": ([14 / 3], [14 / 3]), "layer": ([5.0], [4.0]), "diagonal": ([1.0, 9.0], [4.0])}
     for covariance, (a, b) in expected.items():
