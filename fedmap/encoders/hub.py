@@ -48,9 +48,10 @@ def reachable(url: str, seconds: float) -> bool:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds):
                 answered.set()
-        except urllib.error.HTTPError as error:  # an answer, unless a proxy gives it for an absent server
-            if error.code < 500 and error.code not in (403, 407):
+        except urllib.error.HTTPError as error:  # an answer, though over plain HTTP a proxy may give it for an absent server
+            if url.startswith("https://") or error.code < 500:
                 answered.set()
+            error.close()
         except (OSError, ValueError):
             pass
 
@@ -137,7 +138,7 @@ def _downloaded(url: str) -> Path:
         return path
     server = "/".join(url.split("/")[:3])
     local = f"vision_weights=/path/to/{path.name}, or copy the file to {path}, or pretrained_vision=false"
-    if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(server, PROBE_SECONDS):
+    if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(url, PROBE_SECONDS):
         raise ModelError(
             f"{path.name}: no local copy at {path}, and {server} did not answer within {PROBE_SECONDS:g} s. {ALTERNATIVES}{local}"
         )
