@@ -109,6 +109,9 @@ def test_an_empty_field_says_that_the_modality_is_absent(folder):
     assert train.modalities.tolist() == [[False, True], [True, False], [True, True]]
     assert train.texts == ["", "only a plot", "plot 1"]
     assert not train.images[1].any()
+    assert [bool(image.any()) for image in train.images[:]] == [True, False, True]
+    (store,) = (folder.root / ".fedmap" / "cache").glob("posters-*/images.npy")
+    assert len(np.load(store)) == 3  # what has no poster takes no space: two of train and one of val
     assert train.batch(np.array([0, 1]))["has_image"].tolist() == [True, False]
 
 
@@ -185,8 +188,11 @@ def test_many_bad_rows_are_counted_and_the_first_named(folder):
     folder.write("dataset/client_0/train.csv", [[f"gone{i}.png", "x", "Drama"] for i in range(14)])
     with pytest.raises(DataError, match=r"14 bad rows:\n(  .*\n){10}  and 4 more"):
         folder.data().client(0)
-    with pytest.raises(DataError, match=r"train\.csv: the file has no usable rows"):
-        folder.data(on_bad_row="skip").client(0)
+    data = folder.data(on_bad_row="skip")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"train\.csv: the file has no usable rows"):
+            data.client(0)
+        assert len(data.skipped) == 14
 
 
 def test_files_and_folders_that_are_missing_or_empty(folder, caplog):
