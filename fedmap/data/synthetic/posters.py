@@ -1,5 +1,6 @@
-"""Posters from a visual grammar: a palette and emblems for each style, varied in place, size, tint and clutter.
+"""Posters from a visual grammar: palettes and emblems tell the style, other emblems and weaves the kind of story.
 
+Emblems vary in place, size and tint, and there is clutter without meaning.
 Only whole-number drawing and plain arithmetic are used, and no fonts, so that a seed gives the same pixels on every machine.
 """
 
@@ -9,6 +10,7 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
@@ -25,6 +27,7 @@ _INKS: tuple[tuple[Colour, ...], ...] = (
     ((24, 70, 160), (250, 250, 250), (20, 130, 120)),
 )
 _TINT = 38  # the largest shift of a colour channel
+_WEAVE = 24  # brightness of a weave's bright threads
 _STRAY = 0.08  # share of emblems in a style that the movie does not belong to
 
 # Unit polygons (x, y in -1..1): one for each style, four for the kinds of story.
@@ -46,12 +49,15 @@ def draw_poster(cells: Sequence[tuple[int, int]], clarity: float, width: int, he
 
     Args:
         cells: (story 0..3, style 0..2) of each genre, the first being the movie's main one.
-        clarity: probability that an emblem has the shape of its genre's story, and not of its style.
+        clarity: probability that an emblem has the shape of its genre's story, and not of its style, and that half of the
+            background has the weave of a genre's story, and not none.
         width: pixels.
         height: pixels.
     """
-    top, bottom = (cells[int(index)][1] for index in rng.permutation(len(cells))[[0, -1]])
-    image = _background(_shade(_BACKGROUNDS[top], rng), _shade(_BACKGROUNDS[bottom], rng), width, height, rng)
+    halves = [cells[int(index)] for index in rng.permutation(len(cells))[[0, -1]]]
+    colours = [_shade(_BACKGROUNDS[style], rng) for _, style in halves]
+    weaves = [story if rng.random() < clarity else None for story, _ in halves]
+    image = _background(colours, weaves, width, height, rng)
     draw = ImageDraw.Draw(image)
     for _ in range(int(rng.integers(2, 6))):  # clutter without meaning
         _speckle(draw, width, height, rng)
@@ -74,12 +80,25 @@ def _shade(palette: Sequence[Colour], rng: np.random.Generator) -> Colour:
     return red, green, blue
 
 
-def _background(top: Colour, bottom: Colour, width: int, height: int, rng: np.random.Generator) -> Image.Image:
+def _background(colours: Sequence[Colour], weaves: Sequence[int | None], width: int, height: int, rng: np.random.Generator) -> Image.Image:
+    """A grainy ramp from the first colour at the top to the second at the bottom; each half may have a story's weave."""
     grain = rng.integers(-14, 15, size=(max(2, height // 8), max(2, width // 8)))
     ramp = np.linspace(0.0, 1.0, grain.shape[0])[:, None, None]
-    coarse = np.array(top) * (1 - ramp) + np.array(bottom) * ramp + grain[:, :, None]
-    pixels = np.clip(coarse, 0, 255).astype(np.uint8)
-    return Image.fromarray(pixels, "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    coarse = np.array(colours[0]) * (1 - ramp) + np.array(colours[1]) * ramp + grain[:, :, None]
+    smooth = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8), "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(smooth).astype(np.int64)
+    for half, story in zip((slice(0, height // 2), slice(height // 2, height)), weaves, strict=True):
+        if story is not None:
+            pixels[half] += _weave(story, width, height)[half, :, None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8), "RGB")
+
+
+def _weave(story: int, width: int, height: int) -> npt.NDArray[np.int64]:
+    """[height, width] brightness to add: dots, upright stripes, level stripes or checks."""
+    thread = max(2, width // 16)
+    x, y = np.arange(width)[None, :] // thread, np.arange(height)[:, None] // thread
+    patterns = ((x % 3 == 0) & (y % 3 == 0), (x % 2 == 0) & (y >= 0), (y % 2 == 0) & (x >= 0), (x + y) % 2 == 0)
+    return np.asarray(np.where(patterns[story], _WEAVE, -_WEAVE // 2), dtype=np.int64)
 
 
 def _emblem(
