@@ -120,7 +120,7 @@ def _write_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
     from safetensors.torch import save_file
 
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file(dict(tensors), temporary, metadata={"format": "pt"})
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
     os.replace(temporary, path)
 
 
