@@ -110,7 +110,7 @@ class MLflowTracker(Tracker):
     """One MLflow run, named after the run's folder."""
 
     def __init__(self, tracking_uri: str | None = None, experiment: str = "fedmap") -> None:
-        self._module = _require("mlflow", "mlflow", "mlflow-skinny")
+        self._module = _require("mlflow", "mlflow", "mlflow")
         self._uri, self._experiment = tracking_uri, experiment
         self._client: Any = None
         self._run = ""

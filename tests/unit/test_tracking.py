@@ -128,7 +128,7 @@ def test_every_file_of_conf_tracking_makes_a_tracker_or_says_what_to_install(nam
 
 def test_a_missing_package_is_named_before_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(ConfigError, match="pip install mlflow-skinny, or set tracking=none"):
+    with pytest.raises(ConfigError, match="pip install mlflow, or set tracking=none"):
         RunFolder(tmp_path).start({"tracking": {"_target_": "fedmap.tracking.MLflowTracker"}}, ("a",))
     assert not (tmp_path / "results.json").exists()
 
