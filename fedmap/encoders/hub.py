@@ -6,6 +6,7 @@ goes ahead of every download.
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
 import threading
@@ -52,7 +53,7 @@ def reachable(url: str, seconds: float) -> bool:
             if url.startswith("https://") or error.code < 500:
                 answered.set()
             error.close()
-        except (OSError, ValueError):
+        except (OSError, ValueError, http.client.HTTPException):
             pass
 
     thread = threading.Thread(target=ask, daemon=True)  # a name lookup takes no timeout, so it is left behind
