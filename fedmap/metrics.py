@@ -138,8 +138,8 @@ class MultilabelCounts:
             DataError: the lists are missing, of different lengths, negative, or disagree with one another.
         """
         try:
-            tp, fp, fn = (np.asarray(lists[k], dtype=np.int64) for k in ("tp", "fp", "fn"))
-            triples = np.asarray(lists["samples"], dtype=np.int64).reshape(-1, 3)
+            tp, fp, fn = (_integers(lists[k]) for k in ("tp", "fp", "fn"))
+            triples = _integers(lists["samples"]).reshape(-1, 3)
             counts = MultilabelCounts.empty(len(tp))
             np.add.at(counts.samples, (triples[:, 0], triples[:, 1]), triples[:, 2])
         except (KeyError, ValueError, IndexError, TypeError, OverflowError) as error:
@@ -155,6 +155,13 @@ class MultilabelCounts:
 def pooled(parts: Iterable[MultilabelCounts], num_labels: int) -> MultilabelCounts:
     """The sum of many counts; the empty count if there are none."""
     return sum(parts, MultilabelCounts.empty(num_labels))
+
+
+def _integers(values: Sequence[int]) -> IntArray:
+    array = np.asarray(values)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"{values!r:.80} is not a list of integers")
+    return array.astype(np.int64)
 
 
 def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -191,5 +198,6 @@ def tune_thresholds(scores: FloatArray, truth: npt.ArrayLike) -> npt.NDArray[np.
         f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # a threshold cannot separate equal scores
         best = int(np.argmax(f1))
         below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-        thresholds[label] = (ranked[best] + below) / 2
+        middle = (ranked[best] + below) / 2
+        thresholds[label] = middle if middle > below else ranked[best]  # between neighbouring floats there is no middle
     return thresholds
