@@ -99,7 +99,8 @@ def weighted_mean(models: Sequence[Weights], weights: Sequence[float]) -> dict[s
 def add_scaled(base: Weights, delta: Weights, scale: float = 1.0) -> dict[str, Array]:
     """base + scale * delta for the float arrays that `delta` names; everything else is taken from `base`."""
     return {
-        name: (array.astype(np.float64) + scale * delta[name].astype(np.float64)).astype(array.dtype)
+        # asarray: NumPy turns sums of 0-d arrays into scalars
+        name: np.asarray(array.astype(np.float64) + scale * delta[name].astype(np.float64), dtype=array.dtype)
         if name in delta and is_float(array)
         else array
         for name, array in base.items()
@@ -108,7 +109,7 @@ def add_scaled(base: Weights, delta: Weights, scale: float = 1.0) -> dict[str, A
 
 def difference(left: Weights, right: Weights) -> dict[str, Array]:
     """left - right for every float array of `left`; integer arrays are left out."""
-    return {name: np.subtract(array, right[name]) for name, array in left.items() if is_float(array)}
+    return {name: np.asarray(np.subtract(array, right[name])) for name, array in left.items() if is_float(array)}
 
 
 def norm(weights: Weights, names: Iterable[str] | None = None) -> float:
