@@ -65,7 +65,7 @@ class FedGMA(FedAvg):
         coefficients = [shares[update.client_id] for update in ordered]
         means = weighted_sum([{name: gradient[name] for name in names} for gradient in sent], coefficients)
         masks = {name: self._mask([gradient[name] for gradient in sent]) for name in names}
-        step = {name: mean * masks[name] for name, mean in means.items()}
+        step = {name: np.asarray(mean * masks[name]) for name, mean in means.items()}
         weights = add_scaled(mean_weights(ordered, coefficients, state.weights.keys()), step, -float(self.server_learning_rate))
         done = state.round_index + 1
         opened = sum(int(mask.sum()) for mask in masks.values()) / max(sum(mask.size for mask in masks.values()), 1)
