@@ -6,6 +6,7 @@ macro-F1 on the server's validation split.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -254,8 +255,15 @@ class RunHistory:
 
     @property
     def best(self) -> RoundRecord | None:
-        """The earliest round with the highest validation macro-F1; the last round where no validation was scored."""
-        scored = [record for record in self.rounds if record.validation is not None]
+        """The round with the highest validation macro-F1; of equals the lowest validation loss, then the earliest. The last round
+        where no validation was scored.
+        """
+        scored = [(record, record.validation) for record in self.rounds if record.validation is not None]
         if not scored:
             return self.rounds[-1] if self.rounds else None
-        return max(scored, key=lambda record: (record.validation.macro_f1 if record.validation else -1.0, -record.round_index))
+        return max(scored, key=lambda pair: preference(pair[1], pair[0].round_index))[0]
+
+
+def preference(validation: Scores, round_index: int) -> tuple[float, float, int]:
+    """What the chosen round maximises. The loss decides where no probability has passed 0.5 yet, so that every F1 is 0."""
+    return validation.macro_f1, -math.inf if validation.loss is None else -validation.loss, -round_index
