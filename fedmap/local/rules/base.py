@@ -126,7 +126,6 @@ def make_rule(name: str) -> LocalRule:
         rule_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"no local rule {name!r}: expected one of {sorted(RULES)} or an importable 'module.Class' ({error})") from error
-    rule = rule_class()
-    if not isinstance(rule, LocalRule):
+    if not isinstance(rule_class, type) or not issubclass(rule_class, LocalRule):
         raise ConfigError(f"{path} is not a subclass of fedmap.local.rules.LocalRule")
-    return rule
+    return rule_class()
