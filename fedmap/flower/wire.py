@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmap.errors import DataError, UpdateError
@@ -72,8 +73,21 @@ def arrays_to_record(weights: Weights) -> ArrayRecord:
 
 
 def record_to_arrays(record: ArrayRecord) -> dict[str, Any]:
-    """The inverse of `arrays_to_record`."""
-    return {name: array.numpy() for name, array in record.items()}
+    """The inverse of `arrays_to_record`.
+
+    Raises:
+        UpdateError: the bytes of an array are none.
+    """
+    arrays = {}
+    for name, array in record.items():
+        try:
+            value: object = array.numpy()
+        except Exception as error:  # NumPy's reader raises all sorts of errors on a stranger's bytes
+            raise UpdateError(f"array {name!r} cannot be read: {error!r}") from error
+        if not isinstance(value, np.ndarray):
+            raise UpdateError(f"array {name!r} cannot be read: the bytes hold a {type(value).__name__}")
+        arrays[name] = value
+    return arrays
 
 
 def _config(content: RecordDict, key: str) -> Mapping[str, Any]:
@@ -280,7 +294,7 @@ def content_to_update(content: RecordDict) -> ClientUpdate:
         )
     except UpdateError:
         raise
-    except (KeyError, TypeError, ValueError, DataError, OSError) as error:
+    except (KeyError, TypeError, ValueError, DataError) as error:
         raise UpdateError(f"malformed update: {error!r}") from error
 
 
