@@ -49,8 +49,11 @@ def split_labels(field: str) -> tuple[str, ...]:
 class LabelSet:
     """The ordered labels of a data set, and the way from a source's labels to them."""
 
-    def __init__(self, names: Sequence[str], mapping: Mapping[str, str | None], dropped: frozenset[str]) -> None:
+    def __init__(
+        self, names: Sequence[str], mapping: Mapping[str, str | None], dropped: frozenset[str], hints: Sequence[str] = ()
+    ) -> None:
         self.names = tuple(names)
+        self._hints = tuple(hints or names)
         self._known = frozenset(names)
         self._mapping = dict(mapping)
         self._dropped = dropped
@@ -72,21 +75,23 @@ class LabelSet:
         targets = {mapping.get(label, label) for label in found} - {None}
         present = sorted(str(label) for label in targets)
         movie_genres = set(MMIMDB23) | DROPPED
-        if choice == "auto":
-            choice = "mmimdb23" if 2 * len(movie_genres.intersection(present)) >= max(1, len(present)) else "found"
-        if choice == "mmimdb23":
-            names: Sequence[str] = MMIMDB23
-        elif choice == "found":
+        movies = choice == "mmimdb23"
+        names: Sequence[str]
+        if choice == "auto" and 2 * len(movie_genres.intersection(present)) >= max(1, len(present)):
+            movies, names = True, [genre for genre in MMIMDB23 if genre in targets]
+        elif movies:
+            names = MMIMDB23
+        elif choice in ("auto", "found"):
             names = present
         else:
             names = _read_names(Path(choice))
         if not names:
             raise DataError("the source has no labels at all; fill its labels column or give labels=<path to a JSON list>")
-        dropped = DROPPED if choice == "mmimdb23" else frozenset()
+        dropped = DROPPED if movies else frozenset()
         for source, target in mapping.items():
             if target is not None and target not in names and target not in dropped:
                 raise DataError(f"label_map maps {source!r} to {target!r}, which is not a label of the data set{_near(target, names)}")
-        return LabelSet(names, mapping, dropped)
+        return LabelSet(names, mapping, dropped, MMIMDB23 if movies else ())
 
     def __call__(self, labels: Iterable[str]) -> tuple[str, ...]:
         """The labels of one row in the data set's order; empty if all of them are dropped ones.
@@ -101,7 +106,7 @@ class LabelSet:
                 continue
             if target not in self._known:
                 raise DataError(
-                    f"unknown label {label!r}{_near(label, self.names)}; expected one of the {len(self.names)} labels of the data set; "
+                    f"unknown label {label!r}{_near(label, self._hints)}; expected one of the {len(self.names)} labels of the data set; "
                     f"to map it write '+label_map.{label}=<label>', or null to drop it"
                 )
             kept.add(target)

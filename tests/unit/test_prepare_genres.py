@@ -15,8 +15,10 @@ def test_there_are_23_genres_and_4_dropped_ones():
     assert not DROPPED & set(MMIMDB23)
 
 
-def test_auto_takes_the_23_for_movies_even_if_some_do_not_occur_and_else_what_is_found():
-    assert LabelSet.resolve("auto", ["Drama", "News", "War"], {}).names == MMIMDB23
+def test_auto_takes_those_of_the_23_that_occur_for_movies_and_else_what_is_found():
+    assert LabelSet.resolve("auto", ["War", "Drama", "News"], {}).names == ("Drama", "War")
+    assert LabelSet.resolve("auto", MMIMDB23, {}).names == MMIMDB23
+    assert LabelSet.resolve("mmimdb23", ["Drama"], {}).names == MMIMDB23
     assert LabelSet.resolve("auto", ["cat", "dog", "War"], {}).names == ("War", "cat", "dog")
     assert LabelSet.resolve("found", ["War", "Drama"], {}).names == ("Drama", "War")
 
