@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmap.aggregators.base import Aggregator, ServerState
+from fedmap.aggregators.base import Aggregator, ServerState, expected_names
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.config import RunConfig
 from fedmap.data.base import Split
@@ -58,8 +58,9 @@ class Server:
         self.label_names = tuple(data.label_names)
         self.model: nn.Module = build_model(self.config, data)
         cache = cache_dir(self.config)
+        rows = data.server() if getattr(data, "has_server", lambda: True)() else {}
         self.splits: Mapping[str, Split] = {
-            name: prepare_split(self.model, split, cache) for name, split in data.server().items() if len(split)
+            name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)
         }
         self.options: TrainingOptions = training_options(self.config)
         self.aggregator = _with_num_clients(build_aggregator(self.config), self.expected)
@@ -124,7 +125,8 @@ class Server:
         chosen = sample_clients(info.seed, broadcast.round_index, registry.client_ids(), self.config.clients_per_round)
         self.progress.clients(broadcast.round_index, chosen)
         started = time.perf_counter()
-        updates, lost, up, down = self._train(grid, registry, info, broadcast, chosen)
+        names = expected_names(self.aggregator, state)
+        updates, lost, up, down = self._train(grid, registry, info, broadcast, names, chosen)
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
         good = bool(updates) and len(updates) >= least
@@ -144,11 +146,9 @@ class Server:
         return state, good
 
     def _train(
-        self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, chosen: Sequence[int]
+        self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, names: frozenset[str], chosen: Sequence[int]
     ) -> tuple[list[ClientUpdate], list[ClientRecord], dict[int, int], dict[int, int]]:
         clients = {registry.nodes[client_id]: client_id for client_id in chosen}
-        expected = getattr(self.aggregator, "expected_names", None)
-        names = expected(broadcast) if callable(expected) else None
         updates: dict[int, ClientUpdate] = {}
         lost: dict[int, ClientRecord] = {}
         up: dict[int, int] = {}
