@@ -163,12 +163,16 @@ class _Reader:
             value = value[part]
         return value
 
+    def _wrong(self, path: str, problem: str) -> None:
+        if f"{path} is missing" not in self.problems:  # one sentence a key
+            self.problems.append(problem)
+
     def _number(self, path: str, kinds: tuple[type, ...], least: float, most: float, what: str) -> Any:
         value = self.node(path)
         fits = isinstance(value, kinds) and not isinstance(value, bool)
         if not fits or not math.isfinite(value) or not least <= value <= most:
             limits = f"of at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
-            self.problems.append(f"{path}={value!r}: expected {what} {limits}")
+            self._wrong(path, f"{path}={value!r}: expected {what} {limits}")
             return least
         return value
 
@@ -184,7 +188,7 @@ class _Reader:
     def flag(self, path: str) -> bool:
         value = self.node(path)
         if not isinstance(value, bool):
-            self.problems.append(f"{path}={value!r}: expected true or false")
+            self._wrong(path, f"{path}={value!r}: expected true or false")
         return bool(value)
 
     def text(self, path: str, options: Sequence[str] = ()) -> str:
@@ -192,13 +196,13 @@ class _Reader:
         if not isinstance(value, str) or not value or (options and value not in options):
             expected = f"one of {', '.join(options)}" if options else "a text"
             near = difflib.get_close_matches(str(value), options, n=1) if options else []
-            self.problems.append(f"{path}={value!r}: expected {expected}" + (f"; did you mean {near[0]}?" if near else ""))
+            self._wrong(path, f"{path}={value!r}: expected {expected}" + (f"; did you mean {near[0]}?" if near else ""))
         return str(value)
 
     def target(self, path: str) -> Mapping[str, Any]:
         value = self.node(path)
         if not isinstance(value, Mapping) or not isinstance(value.get("_target_"), str):
-            self.problems.append(f"{path} needs a _target_, the dotted path of a class, for example models.MMIMDbFusionModel")
+            self._wrong(path, f"{path} needs a _target_, the dotted path of a class, for example models.MMIMDbFusionModel")
             return {}
         return value
 
