@@ -40,7 +40,7 @@ class PooledSplit:
         assert self._parts, "at least one part must have rows"
         self.labels = np.concatenate([part.labels for part in self._parts])
         self.modalities = np.concatenate([part.modalities for part in self._parts])
-        self.row_ids = [row for part in self._parts for row in part.row_ids]
+        self.row_ids: Sequence[str] = [row for part in self._parts for row in part.row_ids]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
 
     def __len__(self) -> int:
