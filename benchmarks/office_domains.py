@@ -92,8 +92,10 @@ def _files_by_class(domain: Path) -> dict[str, list[Path]]:
         raise DataError(f"{top}: {len(classes)} class folders, at least 2 are needed; {LAYOUT}")
     files = {path.name: sorted(f for f in path.iterdir() if f.suffix.lower() in IMAGE_SUFFIXES) for path in classes}
     for name, images in files.items():
-        if len(images) < 2:
-            raise DataError(f"{top / name}: {len(images)} images ({', '.join(IMAGE_SUFFIXES)}); at least 2 are needed to split 70:30")
+        if len(images) < 3:
+            raise DataError(
+                f"{top / name}: {len(images)} images ({', '.join(IMAGE_SUFFIXES)}); at least 3 are needed to train, to tune and to score"
+            )
     return files
 
 
