@@ -137,10 +137,11 @@ def test_fedgma_masks_by_the_signs_of_the_last_gradients(sign):
         assert report.diagnostics["mask-open"] == opened
 
 
-@pytest.mark.parametrize(("agreement", "camp", "p"), [("sum", 31, 0.55), ("fraction", 22, 0.55), ("sum", 34, 0.7)])
+@pytest.mark.parametrize(("agreement", "camp", "p"), [("sum", 16, 0.28), ("fraction", 14, 0.56)])
 def test_fedgma_opens_at_equality_although_p_times_k_is_rounded(agreement, camp, p):
-    # in floats 0.55 * 40 = 22.000000000000004, which 31 - 9 = 22 would miss
-    signs = [1.0] * camp + [-1.0] * (40 - camp)
+    # 16 against 9 is 7 = 0.28 * 25, but in floats 0.28 * 25 = 7.000000000000001; and so is 0.56 * 25 more than 14
+    assert p * 25 > round(p * 25)
+    signs = [1.0] * camp + [-1.0] * (25 - camp)
     sent = [update(k, {"w": [0.0]}, extras={"last-gradient": {"w": np.array([s], np.float32)}}) for k, s in enumerate(signs)]
     _, report = FedGMA(p=p, agreement=agreement).aggregate(begin(FedGMA(), w=0.0), sent)
     assert report.diagnostics["mask-open"] == 1.0
