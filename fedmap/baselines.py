@@ -104,6 +104,7 @@ class Arena:
     @staticmethod
     def of(config: RunConfig) -> Arena:
         """Read the data, build the model and prepare every split once."""
+        torch.set_num_threads(config.runtime.threads)  # sums depend on it, so that it must be the federation's number
         data = build_data(config)
         model = build_model(config, data)
         cache = cache_dir(config)
