@@ -1,0 +1,135 @@
+"""Sending to many nodes: every node gets exactly one answer, whatever becomes of it."""
+
+import time
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
+
+from fedmap.flower import exchange as module
+from fedmap.flower.exchange import Answer, content_bytes, exchange
+from fedmap.flower.local_grid import LocalGrid
+from fedmap.flower.wire import arrays_to_record
+
+Behaviour = Callable[[Message], RecordDict | Error | None]
+
+
+class Room(LocalGrid):
+    """A grid whose nodes behave as told: they answer, fail, stay silent, or have left."""
+
+    def __init__(self, nodes: dict[int, Behaviour]) -> None:
+        super().__init__({node: {} for node in nodes}, workers=0)
+        self.nodes, self.online = nodes, set(nodes)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return sorted(self.online)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        sent = list(messages)
+        ids = iter(super().push_messages([m for m in sent if m.metadata.dst_node_id in self.online]))
+        return [next(ids) if m.metadata.dst_node_id in self.online else "" for m in sent]
+
+    def _work(self) -> None:
+        if self._waiting:
+            message = self._waiting.popleft()
+            answer = self.nodes[message.metadata.dst_node_id](message)
+            if isinstance(answer, Error) or answer is not None:
+                self._replies[message.metadata.message_id] = Message(answer, reply_to=message)
+
+
+def echo(message: Message) -> RecordDict:
+    return RecordDict({"from": ConfigRecord({"node": message.metadata.dst_node_id})})
+
+
+def silent(message: Message) -> None:
+    return None
+
+
+def failing(message: Message) -> Error:
+    return Error(code=2, reason="out of memory")
+
+
+def ask(room: Room, nodes: Iterable[int], seconds: float = 5.0) -> tuple[dict[int, Answer], list[int]]:
+    order: list[int] = []
+    messages = {node: Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes}
+    return exchange(room, messages, seconds, lambda node, _: order.append(node)), order
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ONLINE_SECONDS", 0.05)
+
+
+def test_each_node_gets_its_own_answer_and_is_told_once() -> None:
+    answers, order = ask(Room(dict.fromkeys((11, 12, 13), echo)), (13, 11, 12))
+    assert {node: answer.content["from"]["node"] for node, answer in answers.items() if answer.content} == {11: 11, 12: 12, 13: 13}
+    assert order == [13, 11, 12]
+    assert all(answer.failure == "" and answer.seconds >= 0 for answer in answers.values())
+
+
+def test_an_error_is_an_answer_with_its_reason() -> None:
+    answers, order = ask(Room({1: failing, 2: echo}), (1, 2))
+    assert answers[1].content is None
+    assert answers[1].failure == "out of memory"
+    assert answers[2].content is not None
+    assert sorted(order) == [1, 2]
+
+
+def test_nobody_waits_longer_than_the_deadline() -> None:
+    started = time.monotonic()
+    answers, order = ask(Room({1: silent, 2: echo}), (1, 2), seconds=0.4)
+    assert 0.3 < time.monotonic() - started < 5
+    assert answers[1] == Answer(None, "no answer within 0.4 s", answers[1].seconds)
+    assert answers[2].content is not None
+    assert sorted(order) == [1, 2]
+
+
+def test_a_node_that_leaves_is_not_waited_for() -> None:
+    room = Room({1: silent, 2: echo})
+
+    def leave(message: Message) -> None:
+        room.online.discard(1)
+
+    room.nodes[1] = leave
+    started = time.monotonic()
+    answers, _ = ask(room, (1, 2), seconds=60)
+    assert time.monotonic() - started < 10
+    assert answers[1].failure == "the client left before it answered"
+    assert answers[2].content is not None
+
+
+def test_a_node_that_is_missing_for_a_moment_may_still_answer() -> None:
+    looks: list[int] = []
+
+    class Hiccup(Room):
+        def get_node_ids(self) -> Iterable[int]:
+            looks.append(1)
+            return [] if len(looks) == 1 else [1]
+
+        def _work(self) -> None:
+            if len(looks) >= 3:
+                super()._work()
+
+    room = Hiccup({1: echo})
+    answers, _ = ask(room, (1,), seconds=20)
+    assert answers[1].content is not None
+
+
+def test_a_message_that_could_not_be_sent_is_an_answer_too() -> None:
+    room = Room({1: echo, 2: echo})
+    room.online.discard(2)
+    answers, _ = ask(room, (2, 1))
+    assert "could not be sent" in answers[2].failure
+    assert answers[1].content is not None
+
+
+def test_nobody_to_ask() -> None:
+    assert ask(Room({}), ()) == ({}, [])
+
+
+def test_bytes_are_those_of_all_arrays() -> None:
+    one = arrays_to_record({"w": np.zeros((10, 10), np.float32)})
+    content = RecordDict({"weights": one, "extra.control": one, "client": ConfigRecord({"client-id": 0})})
+    assert content_bytes(content) == 2 * len(one["w"].data)
+    assert content_bytes(content) >= 2 * 400
