@@ -159,6 +159,11 @@ class MMIMDbFusionModel(nn.Module):
             device=self.device,
         )
 
+    def frozen_fingerprint(self) -> str:
+        """Names the frozen towers' weights and settings, which are not sent and must be the same everywhere; "" if there are none."""
+        towers = [(self.text_tower, self.text), (self.image_tower, self.image)]
+        return "; ".join(encoder.identity for tower, encoder in towers if tower is None)
+
     def parameter_groups(self, options: TrainingOptions) -> list[dict[str, Any]]:
         """The trainable parameters; those of pretrained towers get `options.tower_learning_rate`."""
         towers = ((self.text_tower, self.pretrained["text"]), (self.image_tower, self.pretrained["image"]))

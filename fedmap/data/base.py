@@ -53,5 +53,8 @@ class FederatedData(Protocol):
         ...
 
     def server(self) -> Mapping[str, Split]:
-        """The server's "val" (guides the aggregation) and "test" (is only reported) splits."""
+        """The server's "val" (guides the aggregation) and "test" (is only reported) splits.
+
+        Where a server may have no rows at all, a further method `has_server() -> bool` says so.
+        """
         ...

@@ -60,11 +60,16 @@ class Encoder:
         return self._frozen.to(device)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Names the frozen tower's features: its weights, its settings and torch's version; needs no loaded tower."""
+    def identity(self) -> str:
+        """Names the frozen tower: its weights and its settings, wherever it runs; needs no loaded tower."""
         file = self.weights()
         content = f"seed {FROZEN_SEED}" if file is None else sha256(file)
-        return hashlib.sha256(f"{self.settings()}\n{content}\n{torch.__version__}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.settings()}\n{content}".encode()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Names the frozen tower's features on this machine: other versions of torch round differently."""
+        return hashlib.sha256(f"{self.identity}\n{torch.__version__}".encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:

@@ -59,9 +59,7 @@ class Server:
         self.model: nn.Module = build_model(self.config, data)
         cache = cache_dir(self.config)
         rows = data.server() if getattr(data, "has_server", lambda: True)() else {}
-        self.splits: Mapping[str, Split] = {
-            name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)
-        }
+        self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
         self.options: TrainingOptions = training_options(self.config)
         self.aggregator = _with_num_clients(build_aggregator(self.config), self.expected)
         self.tracker = make_tracker(self.config.tracking)

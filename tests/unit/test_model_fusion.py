@@ -237,3 +237,11 @@ def test_predictions_that_cannot_be_made() -> None:
 def test_arguments_out_of_range(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         MMIMDbFusionModel(**{"output_size": 4, **TINY, **arguments})  # type: ignore[arg-type]
+
+
+def test_the_frozen_fingerprint_names_what_is_not_sent() -> None:
+    trained, frozen = tiny(), tiny(freeze_bert=True, freeze_vision=True)
+    assert trained.frozen_fingerprint() == ""
+    assert frozen.frozen_fingerprint() == tiny(freeze_bert=True, freeze_vision=True).frozen_fingerprint() != ""
+    assert tiny(freeze_bert=True).frozen_fingerprint() != frozen.frozen_fingerprint()
+    assert tiny(freeze_bert=True, max_text_length=64).frozen_fingerprint() != tiny(freeze_bert=True).frozen_fingerprint()
