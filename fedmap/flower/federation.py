@@ -28,7 +28,6 @@ from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.scoring import final_results
-from fedmap.tracking import make_tracker
 from fedmap.weights import Weights
 
 
@@ -62,8 +61,8 @@ class Server:
         self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
         self.options: TrainingOptions = training_options(self.config)
         self.aggregator = _with_num_clients(build_aggregator(self.config), self.expected)
-        self.tracker = make_tracker(self.config.tracking)
         self.best: Weights | None = None
+        self.last: Weights | None = None
 
     def run(self, grid: Grid) -> None:
         """Run the whole federation and write its results.
@@ -72,14 +71,14 @@ class Server:
             QuorumError: too few clients joined, or too many rounds in a row stayed below the quorum.
         """
         self.folder.start(self.config.raw, self.label_names)
-        self.tracker.start(self.folder.path, self.config.raw)
         try:
             self._run(grid)
         except BaseException as error:
-            self.folder.fail(str(error) or type(error).__name__)
+            try:
+                self._save_models()
+            finally:
+                self.folder.fail(str(error) or type(error).__name__)
             raise
-        finally:
-            self.tracker.close()
 
     def _run(self, grid: Grid) -> None:
         config = self.config
@@ -193,9 +192,9 @@ class Server:
     def _record(self, record: RoundRecord, weights: Weights) -> None:
         self.folder.add_round(record)
         best = self.folder.history.best
-        if self.best is None or (best is not None and best.round_index == record.round_index):
+        if best is None or best.round_index == record.round_index:  # without validation rows the last model is the best known
             self.best = weights
-        self.tracker.round_done(record)
+        self.last = weights
         self.progress.round_done(record)
 
     def _finish(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> None:
@@ -206,11 +205,15 @@ class Server:
         results = self._evaluate(self.best)
         chosen = best.round_index if best else state.round_index
         final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), counts, model=self.model)
-        self.folder.save_model("best", self.model, final.thresholds or None)
-        set_weights(self.model, state.weights)
-        self.folder.save_model("last", self.model)
+        self._save_models(final.thresholds)
         self.folder.finish(final)
-        self.tracker.finish(final)
+
+    def _save_models(self, thresholds: Mapping[str, float] | None = None) -> None:
+        """Write the best and the last model; the thresholds are the best one's."""
+        for name, weights in (("best", self.best), ("last", self.last)):
+            if weights is not None:
+                set_weights(self.model, weights)
+                self.folder.save_model(name, self.model, (thresholds or None) if name == "best" else None)
 
     def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
         registry.refresh(5.0)
