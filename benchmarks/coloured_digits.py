@@ -4,7 +4,7 @@ The construction is that of Arjovsky et al. (Invariant Risk Minimization, 2019, 
 per client:
 
     class    binary: digit >= 5; 10 classes: the digit itself
-    label    the class; in the binary task replaced by the other class with probability 0.25
+    label    the class; with the task's label noise replaced by another class (0.25 in the source)
     colour   the label's own colour, with probability p_e (of the client's environment) one of the other labels' colours, uniformly
     input    the digit's grey values in the channels of that colour
 
@@ -131,6 +131,21 @@ class ColouredSplit:
         if len(rows) == len(self) and np.array_equal(rows, np.arange(len(self))):
             return {"inputs": self.inputs, "labels": torch.from_numpy(self.labels.astype(np.float32))}
         return {"inputs": self.inputs[torch.from_numpy(rows)], "labels": torch.from_numpy(self.labels[rows].astype(np.float32))}
+
+    def none(self) -> ColouredSplit:
+        """A split of the same kind without rows."""
+        return ColouredSplit(self.inputs[:0], self.labels[:0], self.classes[:0], self.modalities[:0], ())
+
+
+def joined(splits: Sequence[ColouredSplit]) -> ColouredSplit:
+    """The rows of all splits, in order."""
+    return ColouredSplit(
+        inputs=torch.cat([split.inputs for split in splits]),
+        labels=np.concatenate([split.labels for split in splits]),
+        classes=np.concatenate([split.classes for split in splits]),
+        modalities=np.concatenate([split.modalities for split in splits]),
+        row_ids=[f"{k}/{name}" for k, split in enumerate(splits) for name in split.row_ids],
+    )
 
 
 def palette(num_classes: int) -> FloatArray:
