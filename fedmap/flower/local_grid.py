@@ -49,6 +49,7 @@ class LocalGrid(Grid):
     node_configs: Mapping[int, Mapping[str, Any]]
     workers: int
     poll_seconds = 0.0
+    closed = True  # no further node can come
     _states: dict[int, RecordDict] = field(default_factory=dict, init=False)
     _waiting: deque[Message] = field(default_factory=deque, init=False)
     _replies: dict[str, Message] = field(default_factory=dict, init=False)

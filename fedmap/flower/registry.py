@@ -97,6 +97,8 @@ class Registry:
     def wait(self, expected: int, seconds: float, quorum: float) -> None:
         """Wait until `expected` clients have joined; after `seconds` go on with a quorum of them.
 
+        A grid to which no further node can come (`closed`) is not waited for once all its nodes have answered.
+
         Raises:
             QuorumError: fewer than max(1, quorum * expected) clients have joined in time.
         """
@@ -107,17 +109,18 @@ class Registry:
             joined = len(self.nodes)
             if joined >= expected:
                 return
-            if time.monotonic() >= end:
+            everybody = getattr(self.grid, "closed", False) and len(self.nodes) + len(self.problems) >= len(list(self.grid.get_node_ids()))
+            if everybody or time.monotonic() >= end:
                 break
             if joined != said:
                 self.note(f"waiting for clients: {joined} of {expected} have joined, {max(end - time.monotonic(), 0):.0f} s left")
                 said = joined
             time.sleep(_POLL_SECONDS)
-        least = quorum_of(expected, quorum)
+        least, when = quorum_of(expected, quorum), "" if everybody else f" within {seconds:g} s"
         if len(self.nodes) < least:
             reasons = "".join(f"\n  - {problem}" for problem in self.problems.values())
             raise QuorumError(
-                f"{len(self.nodes)} of {expected} clients joined within {seconds:g} s, at least {least} are needed. Start clients with "
+                f"{len(self.nodes)} of {expected} clients joined{when}, at least {least} are needed. Start clients with "
                 f"`python client_main.py client_id=<k>`, wait longer (runtime.wait_seconds) or expect fewer (num_clients){reasons}"
             )
-        self.note(f"going on with {len(self.nodes)} of {expected} clients: the others did not join within {seconds:g} s")
+        self.note(f"going on with {len(self.nodes)} of {expected} clients: the others did not join{when}")
