@@ -21,6 +21,8 @@ CARD = ClientCard(0, 10, 2, 2, ("Drama", "War"), {"text": 1.0}, ("w", "b"), "tow
 class Hall(LocalGrid):
     """A grid with nodes that say who they are; nodes may be added and removed."""
 
+    closed = False
+
     def __init__(self) -> None:
         super().__init__({}, workers=0)
         self.people: dict[int, RecordDict | Error] = {}
@@ -162,3 +164,15 @@ def test_a_client_that_joins_while_others_wait_is_found(monkeypatch: pytest.Monk
     monkeypatch.setattr(hall, "get_node_ids", node_ids)
     registry.wait(2, 30, 1.0)
     assert registry.client_ids() == [0, 1]
+
+
+def test_nobody_is_waited_for_who_cannot_come() -> None:
+    hall, registry, said = hall_with(node7=CARD)
+    hall.closed = True
+    hall.people[8] = problem_to_content(1, FileNotFoundError("dataset/client_1/train.csv is missing"))
+    started = time.monotonic()
+    registry.wait(2, 600, 0.5)
+    assert said[-1] == "going on with 1 of 2 clients: the others did not join"
+    with pytest.raises(QuorumError, match=r"(?s)^1 of 2 clients joined, at least 2 are needed.*client_1/train.csv is missing"):
+        registry.wait(2, 600, 1.0)
+    assert time.monotonic() - started < 5

@@ -1,0 +1,181 @@
+"""Federations over real processes on loopback: the same result as in one process, and clear ends when something is missing."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fedmap.config import PROJECT
+from fedmap.flower import processes
+from fedmap.outputs import read_history
+from tests.federations import DIGITS, model_bytes, processes_that_name, run_locally, script, start, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
+
+HOOK = """
+import os, time
+from pathlib import Path
+
+def stop_client_2(update):
+    if update.client_id == 2:
+        Path(os.environ["MARKER"]).touch()
+        time.sleep(600)
+    return update
+"""
+
+
+class Place:
+    """A port and a folder of their own, and every program that was started there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = processes.free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.started: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
+        self.started[name] = start(command, self.folder / f"{name}.log", self.folder / name, **environment)
+        return self.started[name]
+
+    def server(self, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
+        common = [*DIGITS, f"runtime.address={self.address}", f"hydra.run.dir={self.folder / 'run'}"]
+        return self.start("server", script("server_main.py", *common, *overrides), **environment)
+
+    def client(self, client_id: int, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
+        common = [*DIGITS, f"runtime.address={self.address}", f"client_id={client_id}"]
+        return self.start(f"client_{client_id}", script("client_main.py", *common, *overrides), **environment)
+
+    def said(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def everything_said(self) -> str:
+        return "\n".join(f"--- {name}\n{self.said(name)[-3000:]}" for name in self.started)
+
+    def end(self, name: str, seconds: float) -> int:
+        """The exit code of a program that ends by itself."""
+        wait_for(lambda: self.started[name].poll() is not None, seconds, self.everything_said)
+        return self.started[name].returncode
+
+    def left_behind(self) -> list[str]:
+        return processes_that_name(f":{self.port}", str(self.folder))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path)
+    yield made
+    for process in made.started.values():
+        processes.end_tree(process.pid)
+        process.wait()
+
+
+def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Place) -> None:
+    federation = ["dataset.num_clients=2", "num_clients=2", "num_rounds=2", "num_epochs=2", "learning_rate=0.02"]
+    place.server(*federation)
+    for client_id in (0, 1):
+        place.client(client_id, *federation)
+    assert [place.end(name, 240) for name in place.started] == [0, 0, 0], place.everything_said()
+    assert place.left_behind() == []
+    deployed = read_history(place.folder / "run")
+    local = run_locally(place.folder / "local", *federation)
+    assert deployed.status == local.status == "finished"
+    assert deployed.final is not None
+    assert deployed.final == local.final
+    for which in ("last", "best"):
+        assert model_bytes(place.folder / "run", which) == model_bytes(place.folder / "local", which)
+    for there, here in zip(deployed.rounds, local.rounds, strict=True):
+        assert (there.validation, there.test) == (here.validation, here.test)
+        assert [(c.client_id, c.weight, c.signals) for c in there.clients] == [(c.client_id, c.weight, c.signals) for c in here.clients]
+    for client_id in (0, 1):
+        text = place.said(f"client_{client_id}")
+        assert f"client {client_id}: round 2/2, trained" in text
+        assert re.search(rf"client {client_id}: test macro-F1 0\.\d+", text)
+    assert "client 1 has joined with" in place.said("server")
+
+
+def test_a_server_alone_waits_and_ends_with_an_error_and_a_taken_port_is_named(place: Place) -> None:
+    with socket.create_server(("127.0.0.1", place.port)):
+        place.server("num_clients=2")
+        assert place.end("server", 120) == 1
+        assert f"error: {place.address} is already taken by another program; choose another runtime.address" in place.said("server")
+    place.server("num_clients=2", "runtime.wait_seconds=3")
+    assert place.end("server", 180) == 1
+    text = place.said("server")
+    assert "waiting for clients: 0 of 2 have joined" in text
+    assert "error: 0 of 2 clients joined within 3 s, at least 1 are needed. Start clients with `python client_main.py" in text
+    assert place.left_behind() == []
+    history = read_history(place.folder / "run")
+    assert (history.status, history.rounds) == ("failed", ())
+    assert "0 of 2 clients joined" in history.reason
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_server_and_a_client_that_are_stopped_leave_nothing_behind(place: Place, number: signal.Signals) -> None:
+    place.server("num_clients=2", "dataset.num_clients=2")
+    place.client(0, "dataset.num_clients=2")
+    wait_for(lambda: "1 of 2 have joined" in place.said("server"), 180, place.everything_said)
+    for name in ("client_0", "server"):
+        place.started[name].send_signal(number)
+        assert place.end(name, 90) == 130
+        assert "stopped" in place.said(name)
+    assert place.left_behind() == []
+    assert not [home for home in (PROJECT / ".fedmap" / "flower").glob("*") if str(place.folder.name) in home.name]
+
+
+def test_a_client_that_is_killed_is_reported_and_the_others_go_on(place: Place) -> None:
+    (place.folder / "stopping.py").write_text(HOOK)
+    marker = place.folder / "client_2_is_training"
+    environment = {"PYTHONPATH": str(place.folder), "MARKER": str(marker)}
+    federation = ["dataset.num_clients=3", "num_clients=3", "num_rounds=2", "hooks.after_round=stopping.stop_client_2"]
+    place.server(*federation, **environment)
+    for client_id in (0, 1, 2):
+        place.client(client_id, *federation, **environment)
+    wait_for(marker.exists, 240, place.everything_said)
+    victim = place.started["client_2"]
+    for process in [psutil.Process(victim.pid), *psutil.Process(victim.pid).children(recursive=True)]:
+        os.kill(process.pid, signal.SIGKILL)
+    assert [place.end(name, 240) for name in ("server", "client_0", "client_1")] == [0, 0, 0], place.everything_said()
+    first, second = read_history(place.folder / "run").rounds[1:]
+    assert [(c.client_id, c.status) for c in first.clients] == [(0, "ok"), (1, "ok"), (2, "failed")]
+    assert first.clients[2].reason == "the client left before it answered"
+    assert sum(c.weight or 0 for c in first.clients) == pytest.approx(1.0)
+    assert [(c.client_id, c.status) for c in second.clients] == [(0, "ok"), (1, "ok")]
+    assert "client 2 has joined" in place.said("server")
+    assert "client 2 is left out of round 1: the client left before it answered" in place.said("server")
+    assert place.left_behind() == []
+
+
+def test_flwr_run_works_with_plain_supernodes(place: Place) -> None:
+    home = place.folder / "home"
+    home.mkdir()
+    (home / "config.toml").write_text(f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{place.address}"\ninsecure = true\n')
+    path = os.pathsep.join([str(Path(processes.program("flwr")).parent), os.environ["PATH"]])
+    environment = {"FLWR_HOME": str(home), "PATH": path}
+    link = [processes.program("flower-superlink"), "--insecure", "--host", "127.0.0.1", "--port", str(place.port)]
+    place.start("link", [*link, "--disable-runtime-dependency-installation"], **environment)
+    wait_for(lambda: processes.answers(place.address), 60, place.everything_said)
+    for k in (0, 1):
+        node = [processes.program("flower-supernode"), "--insecure", "--superlink", place.address, "--port", str(processes.free_port())]
+        place.start(f"node_{k}", [*node, "--node-config", f"partition-id={k}"], **environment)
+    federation = ["dataset.num_clients=2", "num_clients=2", "num_rounds=1"]
+    overrides = " ".join([*DIGITS, *federation])
+    place.start(
+        "flwr", [processes.program("flwr"), "run", str(PROJECT), "--run-config", f"overrides={json.dumps(overrides)}"], **environment
+    )
+    assert place.end("flwr", 200) == 0, place.everything_said()
+
+    def finished() -> list[Path]:
+        files = (place.folder / "link" / "outputs").glob("*/*/results.json")
+        return [file.parent for file in files if json.loads(file.read_text())["status"] in ("finished", "failed")]
+
+    run = wait_for(finished, 240, place.everything_said)[0]
+    assert read_history(run).status == "finished"
+    run_locally(place.folder / "local", *federation)
+    assert model_bytes(run) == model_bytes(place.folder / "local")
