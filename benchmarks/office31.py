@@ -245,7 +245,7 @@ def prepare(options: Options) -> tuple[Office, Study]:
     asked = options.extra
     real = asked.data is not None
     size = asked.image_size or ((64 if options.quick else 128) if real else 32)
-    rounds = asked.rounds or (2 if options.quick else 100 if real else 30)
+    rounds = asked.rounds or (2 if options.quick else 100 if real else 12)
     if size < 16 or rounds < 1:
         raise ConfigError(f"--image-size {size} and --rounds {rounds}: at least 16 pixels and 1 round are needed")
     study = Study(rounds, 1, 32 if real else 16, size, asked.width or (1.0 if real else 0.125), asked.device)
@@ -259,7 +259,7 @@ def prepare(options: Options) -> tuple[Office, Study]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own options."""
     parser.add_argument("--data", type=Path, help="folder with amazon/, webcam/ and dslr/; without it a generated stand-in is used")
-    parser.add_argument("--rounds", type=int, help="rounds of communication (default 100 on real images, 30 on the stand-in)")
+    parser.add_argument("--rounds", type=int, help="rounds of communication (default 100 on real images, 12 on the stand-in)")
     parser.add_argument("--image-size", type=int, help="pixels of a side (default 128 on real images, 32 on the stand-in)")
     parser.add_argument("--width", type=float, help="width of the network, 1 is AlexNet's (default 1 on real images, 1/8 on the stand-in)")
     parser.add_argument("--device", default="cpu", help="torch device, e.g. cuda (default cpu)")
