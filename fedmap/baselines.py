@@ -136,14 +136,12 @@ class Arena:
         return self._train({0: pooled}, self.server["val"])
 
     def individual(self) -> list[FinalResults]:
-        """Each client's own model, chosen and tuned on its own validation rows, on the server's test split; its own test rows are
-        scored, too.
+        """Each client's own model on the server's test split and on the client's own test rows.
+
+        It is chosen and its thresholds are tuned on the server's validation split like the others', which flatters it: a client on
+        its own would have only its few validation rows for that.
         """
-        results = []
-        for client_id, splits in self.clients.items():
-            validation = splits["val"] if len(splits["val"]) else splits["train"]
-            results.append(self._train({client_id: splits}, validation, score_clients=True))
-        return results
+        return [self._train({k: splits}, self.server["val"], score_clients=True) for k, splits in self.clients.items()]
 
     def untrained(self) -> FinalResults:
         """The initial model, with thresholds tuned on the validation split like any other."""
