@@ -33,6 +33,7 @@ from benchmarks.harness import Options, Result, Table, Target, main, spread
 from fedmap.aggregators.fedavg import FedAvg
 from fedmap.aggregators.fedgma import FedGMA
 from fedmap.aggregators.gma import GMA
+from fedmap.errors import ConfigError
 from fedmap.local.client import LocalClient
 from fedmap.local.tensors import get_weights, layout_of, set_weights
 from fedmap.local.training import TrainingOptions, evaluate
@@ -227,7 +228,20 @@ def selected(settings: Sequence[Setting], runs: Mapping[Setting, Sequence[Curves
     return max(outcomes, key=lambda outcome: statistics.fmean(outcome.validation))
 
 
-def study(task: Task, digits: Digits, candidates: Mapping[str, Sequence[Setting]], rounds: int, seeds: Sequence[int]) -> dict[str, object]:
+@dataclass(frozen=True)
+class Study:
+    """Everything that ran for one task.
+
+    Attributes:
+        chosen: the selected outcome by protocol and by method; "fedgma_unmasked" and "gma_unmasked" are the open masks.
+        runs: every setting's curves, one per seed.
+    """
+
+    chosen: Mapping[str, Mapping[str, Outcome]]
+    runs: Mapping[Setting, Sequence[Curves]]
+
+
+def study(task: Task, digits: Digits, candidates: Mapping[str, Sequence[Setting]], rounds: int, seeds: Sequence[int]) -> Study:
     """All candidates of one task, and the unmasked twin of each selected masked setting."""
     federations = [make_federation(task, digits, seed) for seed in seeds]
 
@@ -236,16 +250,13 @@ def study(task: Task, digits: Digits, candidates: Mapping[str, Sequence[Setting]
 
     runs = {setting: runs_of(setting) for method in METHODS for setting in candidates[method]}
     chosen = {protocol: {method: selected(candidates[method], runs, protocol) for method in METHODS} for protocol in PROTOCOLS}
-    open_masks = {}
     for protocol in PROTOCOLS:
         for method in ("fedgma", "gma"):
             twin = replace(chosen[protocol][method].setting, threshold=0.0)
             if twin not in runs:
                 runs[twin] = runs_of(twin)
-            open_masks[protocol, method] = stopped(twin, runs[twin], protocol)
-    for protocol in PROTOCOLS:
-        chosen[protocol] |= {f"{method}_unmasked": open_masks[protocol, method] for method in ("fedgma", "gma")}
-    return {"chosen": chosen, "runs": runs}
+            chosen[protocol][f"{method}_unmasked"] = stopped(twin, runs[twin], protocol)
+    return Study(chosen, runs)
 
 
 def measure(options: Options) -> Result:
@@ -254,14 +265,17 @@ def measure(options: Options) -> Result:
     digits = load_digits(options.extra.data)
     rounds = options.extra.rounds or (6 if options.quick else 16)
     candidates = {method: settings[:2] for method, settings in CANDIDATES.items()} if options.quick else CANDIDATES
-    tasks = TASKS[:2] if options.quick else (*TASKS, *VARIANTS)
+    if options.extra.learning_rate is not None:
+        rate = options.extra.learning_rate
+        candidates = {m: list(dict.fromkeys(replace(s, learning_rate=rate) for s in settings)) for m, settings in candidates.items()}
+    tasks = chosen_tasks(TASKS[:2] if options.quick else (*TASKS, *VARIANTS), options.extra.only)
     seeds = {task: options.seed_list()[: None if task in TASKS else 1] for task in tasks}  # the variants show a direction, not a figure
     studies = {task: study(task, digits, candidates, rounds, seeds[task]) for task in tasks}
     figures: dict[str, Sequence[float]] = {}
     targets, rows, details = [], [], {}
     for task, found in studies.items():
         details[task.name] = {"seeds": seeds[task], **_details(task, found)}
-        for protocol, outcomes in found["chosen"].items():  # type: ignore[attr-defined]
+        for protocol, outcomes in found.chosen.items():
             for method, outcome in outcomes.items():
                 figures[f"{task.name}.{protocol}.{method}"] = outcome.test
             rows.append(
@@ -303,30 +317,42 @@ def measure(options: Options) -> Result:
     )
 
 
+def chosen_tasks(tasks: Sequence[Task], only: str | None) -> Sequence[Task]:
+    """The tasks whose name contains `only`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = [task for task in tasks if only is None or only in task.name]
+    if not found:
+        raise ConfigError(f"--only {only!r} is part of no task's name; the tasks are {'; '.join(task.name for task in tasks)}")
+    return found
+
+
 def _cell(outcome: Outcome) -> str:
     return f"{spread(outcome.test, 1)} ({statistics.fmean(outcome.in_distribution):.1f})"
 
 
-def _sweep(studies: Mapping[Task, Mapping[str, object]]) -> Table:
+def _sweep(studies: Mapping[Task, Study]) -> Table:
     """The test accuracy of every setting at the last round."""
-    settings = list(dict.fromkeys(setting for found in studies.values() for setting in found["runs"]))  # type: ignore[attr-defined]
+    settings = list(dict.fromkeys(setting for found in studies.values() for setting in found.runs))
     rows = []
     for setting in sorted(settings, key=lambda s: (METHODS.index(s.method), s.learning_rate, s.server_learning_rate, s.threshold)):
         cells = []
         for found in studies.values():
-            curves = found["runs"].get(setting)  # type: ignore[attr-defined]
+            curves = found.runs.get(setting)
             cells.append(spread([float(curve[-1, 3]) for curve in curves], 1) if curves else "")
         rows.append((str(setting), *cells))
     return Table("Every setting at the last round: accuracy in percent, wrong colours", ("setting", *(t.name for t in studies)), rows)
 
 
-def _details(task: Task, found: Mapping[str, object]) -> dict[str, object]:
+def _details(task: Task, found: Study) -> dict[str, object]:
     chosen = {
         protocol: {
             method: {**asdict(outcome), "setting": asdict(outcome.setting), "test_mean": statistics.fmean(outcome.test)}
             for method, outcome in outcomes.items()
         }
-        for protocol, outcomes in found["chosen"].items()  # type: ignore[attr-defined]
+        for protocol, outcomes in found.chosen.items()
     }
     sweep = [
         {
@@ -337,7 +363,7 @@ def _details(task: Task, found: Mapping[str, object]) -> dict[str, object]:
             },
             **{protocol: stopped(setting, curves, protocol).test for protocol in PROTOCOLS},
         }
-        for setting, curves in found["runs"].items()  # type: ignore[attr-defined]
+        for setting, curves in found.runs.items()
     ]
     paper = {"fedavg": task.paper[0], "fedgma": task.paper[1]} if task.paper else None
     return {"paper": paper, "chosen": chosen, "sweep": sweep}
@@ -346,6 +372,8 @@ def _details(task: Task, found: Mapping[str, object]) -> dict[str, object]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own options."""
     parser.add_argument("--data", type=Path, help="an .npz file of MNIST, or its folder; without it scikit-learn's own digits")
+    parser.add_argument("--learning-rate", type=float, help="one client learning rate for all methods (default: three candidates each)")
+    parser.add_argument("--only", metavar="TEXT", help="only the tasks whose name contains this, e.g. 'ten classes'")
     parser.add_argument("--rounds", type=int, help="rounds of communication (default 16, with --quick 6)")
 
 

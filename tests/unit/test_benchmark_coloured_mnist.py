@@ -111,3 +111,14 @@ def test_files_that_are_not_mnist_are_refused(tmp_path: Path) -> None:
     np.savez(file, **{name: array.astype(np.uint8) for name, array in arrays.items()})
     with pytest.raises(DataError, match="at least 1,000 digits"):
         load_digits(tmp_path)
+
+
+def test_one_learning_rate_for_all_and_a_choice_of_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "coloured_mnist.json"
+    argv = ["--quick", "--rounds", "1", "--learning-rate", "0.1", "--only", "IID", "--out", str(out)]
+    assert main("coloured_mnist", measure, arguments=arguments, argv=argv) == 0
+    document = json.loads(out.read_text())
+    assert list(document["tasks"]) == ["binary, IID"]
+    assert {setting["learning_rate"] for setting in document["tasks"]["binary, IID"]["sweep"]} == {0.1}
+    assert main("coloured_mnist", measure, arguments=arguments, argv=["--quick", "--only", "three", "--out", str(out)]) == 2
+    assert "part of no task's name; the tasks are binary, IID; binary, two digits" in capsys.readouterr().out
