@@ -12,6 +12,7 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedmap.errors import FederationError
 from fedmap.flower.wire import (
     RunInfo,
     card_to_content,
@@ -39,7 +40,10 @@ def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInf
         session, client_id = session_of(context)
         return Message(work(session, client_id, run), reply_to=message)
     except Exception as error:
-        log.exception("client %d cannot answer the server's %s message", client_id, message.metadata.message_type)
+        expected = isinstance(error, FederationError)  # its sentence is enough; anything else is a bug with a place
+        log.error(
+            "client %d cannot answer the server's %s message: %s", client_id, message.metadata.message_type, error, exc_info=not expected
+        )
         _tell(context, "problem", kind=type(error).__name__, message=str(error))
         return Message(problem_to_content(client_id, error), reply_to=message)
 

@@ -5,22 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmap.aggregators.base import Aggregator, ServerState, expected_names
+from fedmap.aggregators.base import ServerState, expected_names, with_num_clients
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.config import RunConfig
 from fedmap.data.base import Split
-from fedmap.errors import QuorumError, UpdateError
+from fedmap.errors import ConfigError, QuorumError, UpdateError
 from fedmap.flower.exchange import Answer, content_bytes, exchange
 from fedmap.flower.registry import Registry, quorum_of
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
 from fedmap.guard import check_update
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, Scores
+from fedmap.local.judge import NO_ROWS, ModelJudge
 from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
 from fedmap.outputs import RunFolder
@@ -60,7 +61,7 @@ class Server:
         rows = data.server() if getattr(data, "has_server", lambda: True)() else {}
         self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
         self.options: TrainingOptions = training_options(self.config)
-        self.aggregator = _with_num_clients(build_aggregator(self.config), self.expected)
+        self.aggregator = with_num_clients(build_aggregator(self.config), self.expected)
         self.best: Weights | None = None
         self.last: Weights | None = None
 
@@ -96,6 +97,9 @@ class Server:
         failed_in_a_row = 0
         for _ in range(config.num_rounds):
             registry.refresh(config.runtime.wait_seconds)
+            least = quorum_of(self.expected, config.runtime.quorum)
+            if len(registry.nodes) < least:
+                registry.wait(least, config.runtime.wait_seconds, 1.0)
             state, good = self._round(grid, registry, info, state)
             failed_in_a_row = 0 if good else failed_in_a_row + 1
             if failed_in_a_row >= config.runtime.max_failed_rounds:
@@ -126,15 +130,18 @@ class Server:
         updates, lost, up, down = self._train(grid, registry, info, broadcast, names, chosen)
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
-        good = bool(updates) and len(updates) >= least
-        if good:
+        try:
+            if len(updates) < least:
+                raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
             state, report = self.aggregator.aggregate(state, updates)
-        else:
+            good = True
+        except UpdateError as error:
             # The old model stays; the round is marked and counted, so that random draws differ in the next one.
             state = replace(state, round_index=broadcast.round_index)
-            note = f"round {broadcast.round_index}: {len(updates)} of {len(chosen)} clients answered, {least} are needed; the model is kept"
+            note = f"round {broadcast.round_index}: {error}; the model is kept"
             self.progress.note(note)
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
+            good = False
         aggregated = time.perf_counter()
         validation, test = self._scores(state.weights)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
@@ -235,11 +242,3 @@ class Server:
             except UpdateError as error:
                 self.progress.note(f"client {clients[node]} is missing from the final scores: {error}")
         return found
-
-
-def _with_num_clients(aggregator: Aggregator[ServerState], expected: int) -> Aggregator[ServerState]:
-    """Algorithms that need the number of ALL clients (SCAFFOLD) and were not given it get the number expected."""
-    if getattr(aggregator, "num_clients", "not asked for") is not None:
-        return aggregator
-    changed: Any = aggregator
-    return cast(Aggregator[ServerState], replace(changed, num_clients=expected))

@@ -210,7 +210,7 @@ def test_when_all_fail_the_run_ends_and_keeps_the_old_model(tmp_path: Path, hook
     assert history.reason.startswith("2 rounds in a row")
     assert [r.round_index for r in history.rounds] == [0, 1, 2, 3]
     assert all(c.status == "failed" for r in history.rounds[2:] for c in r.clients)
-    assert history.rounds[3].notes == ("round 3: 0 of 3 clients answered, 2 are needed; the model is kept",)
+    assert history.rounds[3].notes == ("round 3: 0 of 3 clients gave usable answers, 2 are needed; the model is kept",)
     assert history.rounds[3].validation == history.rounds[1].validation
     for which in ("last", "best"):
         assert model_bytes(tmp_path / "run", which) == model_bytes(tmp_path / "one", which)
