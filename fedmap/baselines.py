@@ -25,7 +25,7 @@ from fedmap.local.client import LocalClient
 from fedmap.local.tensors import get_weights, layout_of, set_weights
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
 from fedmap.metrics import MultilabelCounts
-from fedmap.scoring import final_results, label_results
+from fedmap.scoring import final_results, label_results, validation_scores
 from fedmap.simulation import Round, simulate
 from fedmap.weights import Weights
 
@@ -172,15 +172,15 @@ class Arena:
             LocalClient(client_id, self.model, splits, self.options, self.config.random_seed, self.modality_names)
             for client_id, splits in clients.items()
         ]
-        best: tuple[tuple[float, float, int], int, Weights] = ((-1.0, 0.0, 0), 0, initial)
+        best: tuple[tuple[float, float, int], int, Weights] = ((-2.0, 0.0, 0), 0, initial)
 
         def choose(done: Round) -> None:
             nonlocal best
             set_weights(self.model, done.state.weights)
-            result = evaluate(self.model, validation, self.options)
-            scores, round_index = Scores.of(result.counts, result.loss), done.state.round_index
-            if scores is not None and (wish := preference(scores, round_index)) > best[0]:
-                best = (wish, round_index, done.state.weights)
+            scores = validation_scores(evaluate(self.model, validation, self.options), self.model)
+            wish = preference(scores["validation"], scores["validation_tuned"], done.state.round_index)
+            if wish > best[0]:
+                best = (wish, done.state.round_index, done.state.weights)
 
         aggregator = FedAvg()
         state = aggregator.init(initial, layout_of(self.model))

@@ -1,7 +1,7 @@
 """What a run leaves behind: one record per round, and the final results. Frozen; to plain values and back.
 
 The test split is reported in every record and never chooses anything: the best round is the one with the highest
-macro-F1 on the server's validation split.
+macro-F1 on the server's validation split, at the thresholds tuned there, since those are saved with the model.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ class RoundRecord:
         seconds: wall clock by phase, e.g. "train" (waiting for the clients), "aggregate", "evaluate".
         validation: the global model on the server's validation split.
         test: the same on the server's test split; reported, never used to choose.
+        validation_tuned: the validation split at thresholds tuned on itself. It chooses the round; as a figure it flatters.
         clients_validation: the clients' models after training on their own validation rows, counts pooled.
         clients: every client that was asked, in the order of their numbers.
         diagnostics: the aggregator's own numbers.
@@ -117,6 +118,7 @@ class RoundRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     validation: Scores | None = None
     test: Scores | None = None
+    validation_tuned: Scores | None = None
     clients_validation: Scores | None = None
     clients: tuple[ClientRecord, ...] = ()
     diagnostics: Mapping[str, float] = field(default_factory=dict)
@@ -129,6 +131,7 @@ class RoundRecord:
         *,
         validation: Scores | None = None,
         test: Scores | None = None,
+        validation_tuned: Scores | None = None,
         seconds: Mapping[str, float] | None = None,
         lost: Sequence[ClientRecord] = (),
         bytes_up: Mapping[int, int] | None = None,
@@ -141,6 +144,7 @@ class RoundRecord:
             updates: the updates it was given.
             validation: the new global model on the server's validation split.
             test: the same on the server's test split.
+            validation_tuned: the validation split at thresholds tuned on itself.
             seconds: wall clock by phase.
             lost: the clients that were asked and whose answer did not come or was refused.
             bytes_up: by client, where measured.
@@ -161,6 +165,7 @@ class RoundRecord:
             seconds=dict(seconds or {}),
             validation=validation,
             test=test,
+            validation_tuned=validation_tuned,
             clients_validation=Scores.of(pooled(after, len(after[0].tp))) if after else None,
             clients=tuple(sorted([*answered, *lost], key=lambda client: client.client_id)),
             diagnostics=dict(report.diagnostics),
@@ -258,12 +263,18 @@ class RunHistory:
         """The round with the highest validation macro-F1; of equals the lowest validation loss, then the earliest. The last round
         where no validation was scored.
         """
-        scored = [(record, record.validation) for record in self.rounds if record.validation is not None]
+        scored = [record for record in self.rounds if record.validation is not None]
         if not scored:
             return self.rounds[-1] if self.rounds else None
-        return max(scored, key=lambda pair: preference(pair[1], pair[0].round_index))[0]
+        return max(scored, key=lambda record: preference(record.validation, record.validation_tuned, record.round_index))
 
 
-def preference(validation: Scores, round_index: int) -> tuple[float, float, int]:
-    """What the chosen round maximises. The loss decides where no probability has passed 0.5 yet, so that every F1 is 0."""
-    return validation.macro_f1, -math.inf if validation.loss is None else -validation.loss, -round_index
+def preference(validation: Scores | None, tuned: Scores | None, round_index: int) -> tuple[float, float, int]:
+    """What the chosen round maximises.
+
+    Macro-F1 at tuned thresholds where there are some: at 0.5 it prefers overconfident, overfitted rounds. The loss decides
+    between equals, e.g. while no probability has passed 0.5.
+    """
+    if validation is None:
+        return -1.0, -math.inf, -round_index
+    return (tuned or validation).macro_f1, -math.inf if validation.loss is None else -validation.loss, -round_index

@@ -14,7 +14,8 @@ results.json (schema_version 1) is `fedmap.history.RunHistory` as an object, fie
     status          "running" (also what a killed run leaves), "finished" or "failed"; reason: why it failed
     label_names     the C labels in the order of the model's outputs
     best_round      the round whose model is in best/, or null
-    rounds          list of {round_index, seconds {phase: s}, validation, test, clients_validation, clients, diagnostics, notes};
+    rounds          list of {round_index, seconds {phase: s}, validation, test, validation_tuned, clients_validation, clients,
+                    diagnostics, notes};
                     scores are null or {micro_f1, macro_f1, weighted_f1, samples_f1, num_samples, loss};
                     a client is {client_id, status, reason, weight, num_examples, num_steps, signals, scores, scalars, seconds,
                     bytes_up, bytes_down}; signals are those of `fedmap.records.ClientSignals`
@@ -215,7 +216,7 @@ def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _round_row(record: RoundRecord, best: bool) -> dict[str, Any]:
     row: dict[str, Any] = {"round": record.round_index, "best": int(best), "train_loss": record.train_loss}
-    for name in ("validation", "test", "clients_validation"):
+    for name in ("validation", "test", "validation_tuned", "clients_validation"):
         scores: Scores | None = getattr(record, name)
         row |= {f"{name}_{score}": None if scores is None else getattr(scores, score) for score in SCORES}
     row |= {

@@ -31,6 +31,15 @@ def counts_at(evaluation: Evaluation, thresholds: npt.NDArray[np.float64]) -> Mu
     return MultilabelCounts.of(probabilities(evaluation.logits) >= thresholds, evaluation.labels)
 
 
+def validation_scores(validation: Evaluation | None, model: object = None) -> dict[str, Scores | None]:
+    """The keywords `validation` and `validation_tuned` of a `RoundRecord`; a model with a `decide` of its own has no thresholds."""
+    if validation is None:
+        return {"validation": None, "validation_tuned": None}
+    thresholds = None if callable(getattr(model, "decide", None)) else tuned_thresholds(validation)
+    tuned = None if thresholds is None else Scores.of(counts_at(validation, thresholds), validation.loss)
+    return {"validation": Scores.of(validation.counts, validation.loss), "validation_tuned": tuned}
+
+
 def label_results(
     label_names: Sequence[str], counts: MultilabelCounts, thresholds: npt.NDArray[np.float64] | None = None
 ) -> tuple[LabelResult, ...]:

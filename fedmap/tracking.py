@@ -48,7 +48,7 @@ class Tracker:
 def round_metrics(record: RoundRecord) -> dict[str, float]:
     """A round's numbers by slash-separated name, those alone that are known."""
     values: dict[str, float | None] = {"train/loss": record.train_loss}
-    for name in ("validation", "test", "clients_validation"):
+    for name in ("validation", "test", "validation_tuned", "clients_validation"):
         values |= _scores(name, getattr(record, name))
     for client in record.clients:
         values[f"weight/client_{client.client_id}"] = client.weight

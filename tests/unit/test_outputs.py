@@ -104,6 +104,11 @@ def test_the_test_split_never_chooses_the_best_round() -> None:
     best = history.best
     assert best is not None
     assert best.round_index == 1
+    confident = history.with_round(replace(record(3, 0.5), validation_tuned=scores(0.9)))
+    assert confident.best is confident.rounds[-1]
+    silent = RunHistory(LABELS).with_round(replace(record(1, 0.0), validation=scores(0.0, 0.7)))
+    silent = silent.with_round(replace(record(2, 0.0), validation=scores(0.0, 0.5)))
+    assert silent.best is silent.rounds[1]
     unscored = RunHistory(LABELS, tuple(replace(r, validation=None) for r in history.rounds)).best
     assert unscored is not None
     assert unscored.round_index == 2
