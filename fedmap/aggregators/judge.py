@@ -1,0 +1,48 @@
+"""What an evaluation-guided aggregator may ask of the server: how a mixed model does on the server's validation rows."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmap.weights import Weights
+
+
+class Judge(Protocol):
+    """The server's validation split, seen through the model. It never sees a test row.
+
+    Attributes:
+        labels: [n, C] uint8, n >= 1.
+        exclusive: whether every row has exactly one label and the model is trained by softmax cross-entropy; otherwise each label
+            is a decision of its own, trained by binary cross-entropy.
+    """
+
+    @property
+    def labels(self) -> npt.NDArray[np.uint8]: ...
+
+    @property
+    def exclusive(self) -> bool: ...
+
+    def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
+        """[n, C] logits of the model with these shared arrays."""
+        ...
+
+    def decide(self, logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+        """[n, C] which labels the model gives to rows with these logits."""
+        ...
+
+
+A = TypeVar("A")
+
+
+def wants_judge(aggregator: object) -> bool:
+    """Whether the aggregator chooses by the server's validation rows: it has a method `with_judge(judge)`."""
+    return callable(getattr(aggregator, "with_judge", None))
+
+
+def with_judge(aggregator: A, judge: Judge) -> A:
+    """The aggregator with the judge, if it asks for one; otherwise the aggregator as it is."""
+    bound: A = aggregator.with_judge(judge) if wants_judge(aggregator) else aggregator  # type: ignore[attr-defined]
+    return bound

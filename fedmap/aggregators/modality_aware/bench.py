@@ -1,0 +1,75 @@
+"""One round's workbench: the usable updates, the judge, and real evaluations, each made once and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmap.aggregators.modality_aware.mixing import Mix, apply_mix
+from fedmap.aggregators.modality_aware.objective import HOPELESS, Objective, Verdict
+from fedmap.records import ClientUpdate
+from fedmap.weights import Layout, Weights, is_float
+
+
+@dataclass
+class Bench:
+    """Mixes and evaluates models of one round.
+
+    Attributes:
+        objective: scores logits.
+        updates: K updates whose arrays are finite.
+        received: the weights that the clients started from.
+        layout: says which part of the model belongs to which modality.
+        evaluations: forward passes over the validation rows so far.
+    """
+
+    objective: Objective
+    updates: Sequence[ClientUpdate]
+    received: Weights
+    layout: Layout
+    evaluations: int = 0
+    _known: dict[bytes, Verdict] = field(default_factory=dict)
+
+    def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
+        """[n, C] logits of a model; counts as one evaluation."""
+        self.evaluations += 1
+        return self.objective.judge.logits(weights)
+
+    def model(self, mix: Mix) -> dict[str, Any]:
+        """The clients' models mixed."""
+        return apply_mix([update.weights for update in self.updates], mix, self.layout)
+
+    def verdict(self, mix: Mix) -> Verdict:
+        """How the really mixed model does."""
+        key = mix.key()
+        if key not in self._known:
+            model = self.model(mix)
+            finite = all(np.isfinite(array).all() for array in model.values() if is_float(array))
+            self._known[key] = self.objective.verdict(self.logits(model)) if finite else HOPELESS
+        return self._known[key]
+
+
+def finite_only(updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], list[str]]:
+    """The updates whose float arrays are finite, and a sentence for each of the others."""
+    good, notes = [], []
+    for update in updates:
+        if all(np.isfinite(array).all() for array in update.weights.values() if is_float(array)):
+            good.append(update)
+        else:
+            notes.append(f"client {update.client_id} was left out: its model holds NaN or infinite numbers")
+    return good, notes
+
+
+def update_norm(update: ClientUpdate, received: Weights, layout: Layout) -> float:
+    """||w_k - w_t|| over the trainable parameters, measured by the server."""
+    parts: Mapping[str, Any] = layout.parameters(update.weights)
+    total = 0.0
+    for name, array in parts.items():
+        if is_float(array) and name in received:
+            change = (array.astype(np.float64) - received[name].astype(np.float64)).reshape(-1)
+            total += float(change @ change)
+    return float(np.sqrt(total))

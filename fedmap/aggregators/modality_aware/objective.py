@@ -1,0 +1,109 @@
+"""What the search maximises: macro-F1 of logits on the server's validation rows, less a penalty on the worst where asked for.
+
+The loss decides between candidates that F1 cannot tell apart, and guides the gradient search; both are means over rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmap.aggregators.judge import Judge
+from fedmap.metrics import MultilabelCounts
+
+FloatArray = npt.NDArray[np.float64]
+
+FAIRNESS = ("none", "label", "client")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a model did on the validation rows.
+
+    Attributes:
+        score: what is maximised: macro-F1 in [0, 1] less the fairness penalty; -inf where logits are not finite.
+        loss: mean loss over rows, >= 0; inf where logits are not finite.
+        macro_f1: without the penalty, in [0, 1].
+    """
+
+    score: float
+    loss: float
+    macro_f1: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Sorts verdicts: the higher, the better."""
+        return self.score, -self.loss
+
+
+HOPELESS = Verdict(-np.inf, np.inf, 0.0)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Scores logits [n, C] against the judge's labels.
+
+    Attributes:
+        judge: labels and decision.
+        fairness: "none"; "label": the penalty is the mean F1 minus the worst label's; "client": minus that of the client whose mix of
+            labels the model serves worst.
+        penalty: how much of that gap is taken off, >= 0.
+        client_labels: [K, C] label shares of each client's validation rows, for "client".
+    """
+
+    judge: Judge
+    fairness: str = "none"
+    penalty: float = 0.0
+    client_labels: Sequence[FloatArray] = ()
+    _truth: FloatArray = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_truth", self.judge.labels.astype(np.float64))
+
+    def verdict(self, logits: npt.NDArray[np.floating[Any]]) -> Verdict:
+        """The verdict on [n, C] logits."""
+        if not np.isfinite(logits).all():
+            return HOPELESS
+        counts = MultilabelCounts.of(self.judge.decide(logits), self.judge.labels)
+        macro = counts.macro_f1
+        return Verdict(score=macro - self._penalty(counts), loss=self.loss(logits), macro_f1=macro)
+
+    def _penalty(self, counts: MultilabelCounts) -> float:
+        if self.fairness == "none" or self.penalty == 0:
+            return 0.0
+        f1 = counts.per_label_f1
+        occurs = (counts.tp + counts.fn) > 0
+        if self.fairness == "client" and len(self.client_labels):
+            served = [float(shares @ f1) for shares in self.client_labels]
+            return self.penalty * max(float(np.mean(served)) - min(served), 0.0)
+        return self.penalty * max(float(f1[occurs].mean()) - float(f1[occurs].min()), 0.0) if occurs.any() else 0.0
+
+    def loss(self, logits: npt.NDArray[np.floating[Any]]) -> float:
+        """The mean of the rows' losses."""
+        z = np.asarray(logits, dtype=np.float64)
+        if self.judge.exclusive:
+            top = z.max(axis=1, keepdims=True)
+            return float((np.log(np.exp(z - top).sum(axis=1)) + top[:, 0] - (z * self._truth).sum(axis=1)).mean())
+        return float((np.logaddexp(0.0, z) - z * self._truth).mean())
+
+    def loss_gradient(self, logits: FloatArray, label_weights: FloatArray) -> FloatArray:
+        """d(weighted loss)/d(logits), [n, C]; `label_weights` [C] says how much each label counts, 1 everywhere is the loss itself."""
+        if self.judge.exclusive:
+            exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+            rows = self._truth @ label_weights  # [n]
+            gradient: FloatArray = (exps / exps.sum(axis=1, keepdims=True) - self._truth) * rows[:, None] / len(logits)
+            return gradient
+        probabilities = 0.5 * (1.0 + np.tanh(0.5 * logits))
+        gradient = (probabilities - self._truth) * label_weights / logits.size
+        return gradient
+
+    def balanced_label_weights(self) -> FloatArray:
+        """[C] weights with mean 1 that let every label that occurs count alike, however rare it is."""
+        counts = self._truth.sum(axis=0)
+        weights = np.where(counts > 0, 1.0 / np.maximum(counts, 1.0), 0.0)
+        balanced: FloatArray = weights / weights.mean() if weights.any() else np.ones_like(weights)
+        return balanced
