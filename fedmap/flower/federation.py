@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedmap.aggregators.base import ServerState, expected_names, with_num_clients
+from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.config import RunConfig
 from fedmap.data.base import Split
@@ -28,6 +29,7 @@ from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
+from fedmap.scoring import validation_scores
 from fedmap.scoring import final_results
 from fedmap.weights import Weights
 
@@ -62,6 +64,10 @@ class Server:
         self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
         self.options: TrainingOptions = training_options(self.config)
         self.aggregator = with_num_clients(build_aggregator(self.config), self.expected)
+        if wants_judge(self.aggregator):  # it chooses by the server's validation rows, and by nothing else
+            if "val" not in self.splits:
+                raise ConfigError(f"server.strategy: {NO_ROWS}")
+            self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options))
         self.best: Weights | None = None
         self.last: Weights | None = None
 
@@ -92,8 +98,7 @@ class Server:
         registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
         state = self.aggregator.init(get_weights(self.model), layout_of(self.model))
         self.progress.start(config.num_rounds)
-        validation, test = self._scores(state.weights)
-        self._record(RoundRecord(round_index=0, validation=validation, test=test), state.weights)
+        self._record(RoundRecord(round_index=0, **self._scores(state.weights)), state.weights)
         failed_in_a_row = 0
         for _ in range(config.num_rounds):
             registry.refresh(config.runtime.wait_seconds)
@@ -143,9 +148,9 @@ class Server:
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
             good = False
         aggregated = time.perf_counter()
-        validation, test = self._scores(state.weights)
+        scores = self._scores(state.weights)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
-        record = RoundRecord.of(report, updates, validation=validation, test=test, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down)
+        record = RoundRecord.of(report, updates, **scores, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down)
         self._record(record, state.weights)
         return state, good
 
@@ -190,11 +195,11 @@ class Server:
         set_weights(self.model, weights)
         return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
 
-    def _scores(self, weights: Weights) -> tuple[Scores | None, Scores | None]:
-        """Scores on the validation and the test split; None where the server has no such rows."""
+    def _scores(self, weights: Weights) -> dict[str, Scores | None]:
+        """Scores on the validation and the test split, by `RoundRecord`'s names; None where the server has no such rows."""
         results = self._evaluate(weights)
-        validation, test = results.get("val"), results.get("test")
-        return Scores.of(validation.counts, validation.loss) if validation else None, Scores.of(test.counts, test.loss) if test else None
+        test = results.get("test")
+        return {**validation_scores(results.get("val"), self.model), "test": Scores.of(test.counts, test.loss) if test else None}
 
     def _record(self, record: RoundRecord, weights: Weights) -> None:
         self.folder.add_round(record)
