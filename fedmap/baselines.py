@@ -25,7 +25,7 @@ from fedmap.local.client import LocalClient
 from fedmap.local.tensors import get_weights, layout_of, set_weights
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
 from fedmap.metrics import MultilabelCounts
-from fedmap.scoring import final_results, label_results, validation_scores
+from fedmap.scoring import final_results, label_results, round_scores
 from fedmap.simulation import Round, simulate
 from fedmap.weights import Weights
 
@@ -177,7 +177,7 @@ class Arena:
         def choose(done: Round) -> None:
             nonlocal best
             set_weights(self.model, done.state.weights)
-            scores = validation_scores(evaluate(self.model, validation, self.options), self.model)
+            scores = round_scores(evaluate(self.model, validation, self.options), model=self.model)
             wish = preference(scores["validation"], scores["validation_tuned"], done.state.round_index)
             if wish > best[0]:
                 best = (wish, done.state.round_index, done.state.weights)

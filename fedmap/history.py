@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 from fedmap.metrics import MultilabelCounts, pooled
 from fedmap.records import ClientSignals, ClientUpdate, RoundReport
@@ -96,6 +97,14 @@ class ClientRecord:
             bytes_up=bytes_up,
             bytes_down=bytes_down,
         )
+
+
+class RoundScores(TypedDict):
+    """The global model's scores after a round, as keywords of `RoundRecord.of`."""
+
+    validation: Scores | None
+    validation_tuned: Scores | None
+    test: Scores | None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from fedmap.history import FinalResults, LabelResult, Scores
+from fedmap.history import FinalResults, LabelResult, RoundScores, Scores
 from fedmap.metrics import MultilabelCounts, tune_thresholds
 
 if TYPE_CHECKING:
@@ -31,13 +31,16 @@ def counts_at(evaluation: Evaluation, thresholds: npt.NDArray[np.float64]) -> Mu
     return MultilabelCounts.of(probabilities(evaluation.logits) >= thresholds, evaluation.labels)
 
 
-def validation_scores(validation: Evaluation | None, model: object = None) -> dict[str, Scores | None]:
-    """The keywords `validation` and `validation_tuned` of a `RoundRecord`; a model with a `decide` of its own has no thresholds."""
-    if validation is None:
-        return {"validation": None, "validation_tuned": None}
-    thresholds = None if callable(getattr(model, "decide", None)) else tuned_thresholds(validation)
-    tuned = None if thresholds is None else Scores.of(counts_at(validation, thresholds), validation.loss)
-    return {"validation": Scores.of(validation.counts, validation.loss), "validation_tuned": tuned}
+def round_scores(validation: Evaluation | None, test: Evaluation | None = None, model: object = None) -> RoundScores:
+    """The scores that go into a round's record; a model with a `decide` of its own has no thresholds to tune."""
+    thresholds = None if validation is None or callable(getattr(model, "decide", None)) else tuned_thresholds(validation)
+    return {
+        "validation": None if validation is None else Scores.of(validation.counts, validation.loss),
+        "validation_tuned": None
+        if validation is None or thresholds is None
+        else Scores.of(counts_at(validation, thresholds), validation.loss),
+        "test": None if test is None else Scores.of(test.counts, test.loss),
+    }
 
 
 def label_results(

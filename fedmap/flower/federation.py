@@ -21,7 +21,7 @@ from fedmap.flower.exchange import Answer, content_bytes, exchange
 from fedmap.flower.registry import Registry, quorum_of
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
 from fedmap.guard import check_update
-from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, Scores
+from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
 from fedmap.local.judge import NO_ROWS, ModelJudge
 from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
@@ -29,8 +29,7 @@ from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
-from fedmap.scoring import validation_scores
-from fedmap.scoring import final_results
+from fedmap.scoring import final_results, round_scores
 from fedmap.weights import Weights
 
 
@@ -98,7 +97,7 @@ class Server:
         registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
         state = self.aggregator.init(get_weights(self.model), layout_of(self.model))
         self.progress.start(config.num_rounds)
-        self._record(RoundRecord(round_index=0, **self._scores(state.weights)), state.weights)
+        self._record(RoundRecord.of(RoundReport(round_index=0), [], **self._scores(state.weights)), state.weights)
         failed_in_a_row = 0
         for _ in range(config.num_rounds):
             registry.refresh(config.runtime.wait_seconds)
@@ -195,11 +194,10 @@ class Server:
         set_weights(self.model, weights)
         return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
 
-    def _scores(self, weights: Weights) -> dict[str, Scores | None]:
-        """Scores on the validation and the test split, by `RoundRecord`'s names; None where the server has no such rows."""
+    def _scores(self, weights: Weights) -> RoundScores:
+        """Scores on the validation and the test split; None where the server has no such rows."""
         results = self._evaluate(weights)
-        test = results.get("test")
-        return {**validation_scores(results.get("val"), self.model), "test": Scores.of(test.counts, test.loss) if test else None}
+        return round_scores(results.get("val"), results.get("test"), self.model)
 
     def _record(self, record: RoundRecord, weights: Weights) -> None:
         self.folder.add_round(record)
