@@ -91,7 +91,7 @@ def _hub_folder(name: str) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    local = "bert_name=/path/to/a/folder (config.json, model.safetensors, tokenizer.json)"
+    local = "model.bert_name=/path/to/a/folder (config.json, model.safetensors, tokenizer.json)"
     try:
         cached = Path(snapshot_download(name, allow_patterns=_TEXT_FILES, local_files_only=True))
         if all((cached / file).is_file() for file in ("config.json", "model.safetensors")):
@@ -138,7 +138,7 @@ def _downloaded(url: str) -> Path:
     if path.is_file():
         return path
     server = "/".join(url.split("/")[:3])
-    local = f"vision_weights=/path/to/{path.name}, or copy the file to {path}, or pretrained_vision=false"
+    local = f"model.vision_weights=/path/to/{path.name}, or copy the file to {path}, or pretrained_vision=false"
     if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(url, PROBE_SECONDS):
         raise ModelError(
             f"{path.name}: no local copy at {path}, and {server} did not answer within {PROBE_SECONDS:g} s. {ALTERNATIVES}{local}"

@@ -121,6 +121,7 @@ def _show_results(folder: Path) -> None:
 
 def _join(config: RunConfig, file: Path, folder: Path) -> None:
     from fedmap.flower import superlink
+    from fedmap.flower.prepare import prepare
 
     if config.runtime.name != "superlink":
         raise FederationError("client_main.py joins a server over runtime=superlink; with runtime=local the server runs all clients itself")
@@ -128,6 +129,8 @@ def _join(config: RunConfig, file: Path, folder: Path) -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
+    say(f"client {config.client_id}: preparing its data")
+    say(prepare(config, file, folder))
     superlink.join(config, file, folder, say)
 
 
