@@ -138,7 +138,7 @@ def _downloaded(url: str) -> Path:
     if path.is_file():
         return path
     server = "/".join(url.split("/")[:3])
-    local = f"model.vision_weights=/path/to/{path.name}, or copy the file to {path}, or pretrained_vision=false"
+    local = f"model.vision_weights=/path/to/{path.name}, or copy the file to {path}, or model.pretrained_vision=false"
     if os.environ.get("HF_HUB_OFFLINE") == "1" or not reachable(url, PROBE_SECONDS):
         raise ModelError(
             f"{path.name}: no local copy at {path}, and {server} did not answer within {PROBE_SECONDS:g} s. {ALTERNATIVES}{local}"
