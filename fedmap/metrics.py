@@ -170,6 +170,23 @@ def _ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> npt.NDArray[
     return result
 
 
+def best_label_f1(scores: FloatArray, truth: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """[C] the F1 of each label at the threshold that `tune_thresholds` would choose on these rows, 0 for labels that never occur.
+
+    Args:
+        scores: [n, C] finite numbers that rise with the probability, e.g. logits.
+        truth: [n, C] booleans or 0/1.
+    """
+    s, t = np.asarray(scores, dtype=np.float64), np.asarray(truth).astype(bool)
+    if s.ndim != 2 or s.shape != t.shape or not len(s):
+        raise DataError(f"scores and labels must both be [samples, labels] with at least one sample; got {s.shape} and {t.shape}")
+    order = np.argsort(-s, axis=0, kind="stable")
+    ranked, hits = np.take_along_axis(s, order, axis=0), np.cumsum(np.take_along_axis(t, order, axis=0), axis=0)
+    f1 = _ratio(2 * hits, np.arange(1, len(s) + 1)[:, None] + hits[-1])
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # a threshold cannot separate equal scores
+    return np.maximum(f1.max(axis=0), 0.0)
+
+
 def tune_thresholds(scores: FloatArray, truth: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """For each label the probability threshold with the best F1 on a validation split.
 

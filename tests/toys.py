@@ -35,6 +35,25 @@ class Rows:
         return {name: column[rows] for name, column in self.columns.items()}
 
 
+class ToyJudge:
+    """A judge that needs no model: 12 rows with three labels, and logits that are linear in the means of the arrays."""
+
+    exclusive, tunable = False, True
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.directions = rng.normal(size=(12, 3))
+        self.labels = (self.directions + rng.normal(size=(12, 3)) > 0).astype(np.uint8)
+
+    def logits(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            means = [float(array.astype(np.float64).mean()) for array in weights.values() if array.dtype.kind == "f"]
+            return self.directions * sum(means) + np.roll(self.directions, 1, axis=0) * sum(m * (i + 1) for i, m in enumerate(means))
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        return logits >= 0
+
+
 class Parabola(nn.Module):
     """One parameter w and the loss curvature/2 (w - optimum)^2."""
 

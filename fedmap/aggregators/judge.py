@@ -17,6 +17,7 @@ class Judge(Protocol):
         labels: [n, C] uint8, n >= 1.
         exclusive: whether every row has exactly one label and the model is trained by softmax cross-entropy; otherwise each label
             is a decision of its own, trained by binary cross-entropy.
+        tunable: whether a label applies from a threshold on that is tuned on validation rows in the end.
     """
 
     @property
@@ -24,6 +25,9 @@ class Judge(Protocol):
 
     @property
     def exclusive(self) -> bool: ...
+
+    @property
+    def tunable(self) -> bool: ...
 
     def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
         """[n, C] logits of the model with these shared arrays."""

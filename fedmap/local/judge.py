@@ -47,6 +47,11 @@ class ModelJudge:
         """A model that decides for itself, on rows of exactly one label each, is taken to be trained by softmax cross-entropy."""
         return callable(getattr(self.model, "decide", None)) and bool((self.split.labels.sum(axis=1) == 1).all())
 
+    @property
+    def tunable(self) -> bool:
+        """Whatever has no decision of its own."""
+        return not callable(getattr(self.model, "decide", None))
+
     def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
         """[n, C], in evaluation mode."""
         set_weights(self.model, weights)

@@ -16,12 +16,14 @@ import pytest
 import yaml
 
 from fedmap.aggregators.base import expected_names, with_num_clients
+from fedmap.aggregators.judge import with_judge
 from fedmap.checkpoint import state_from_bytes, state_to_bytes
 from fedmap.config import CONF, compose_and_resolve, parse
 from fedmap.guard import check_update
+from fedmap.local.judge import ModelJudge
 from fedmap.local.rules import RULES, Memory, make_rule
 from fedmap.local.training import TrainingOptions
-from tests.toys import PLAIN_SGD, net_clients, one_round, parabola, run, same, start
+from tests.toys import PLAIN_SGD, ToyJudge, net_clients, one_round, parabola, run, same, start
 
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 NUM_CLIENTS = 5
@@ -40,6 +42,7 @@ ALL_AT_ONE = {
     "gma": 1.0,
     "individual": 0.0,  # the server's model is nobody's
     "krum": 1.0,
+    "modality_aware": 1.0,
     "scaffold": 1.0,
     # rate * m / (sqrt(v) + tau) with m = 0.1, v = 0.01, tau = 0.001; Flower corrects FedAdam's rate for its bias only
     "fedadagrad": 0.01 / 1.001,
@@ -56,7 +59,7 @@ def configured(name: str):
 def built(name: str, num_clients: int = NUM_CLIENTS):
     from fedmap.build import build_aggregator
 
-    return with_num_clients(build_aggregator(configured(name)), num_clients)
+    return with_judge(with_num_clients(build_aggregator(configured(name)), num_clients), ToyJudge())
 
 
 def options_of(name: str) -> TrainingOptions:
@@ -180,7 +183,7 @@ def test_a_saved_run_goes_on_bit_for_bit(name):
 
 def test_learns_while_clients_miss_rounds(name):
     clients = net_clients(options_of(name), NUM_CLIENTS)
-    aggregator = built(name)
+    aggregator = with_judge(built(name), ModelJudge(clients[0].model, clients[0].splits["val"], clients[0].options))
     state = start(aggregator, clients)
     initial = copy.deepcopy(aggregator.broadcast(state))
     before = np.mean([client.evaluate_round(initial, Memory()).loss for client in clients])

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from fedmap.aggregators.base import expected_names, with_num_clients
+from fedmap.aggregators.judge import with_judge
 from fedmap.build import build_aggregator, build_data, build_model, prepare_split, training_options
 from fedmap.checkpoint import load_memory, memory_path, save_memory, state_from_bytes, state_to_bytes
 from fedmap.config import CONF, compose_and_resolve, parse
 from fedmap.data.prepare import prepare
 from fedmap.guard import check_update
 from fedmap.local.client import LocalClient
+from fedmap.local.judge import ModelJudge
 from fedmap.local.rules import Memory, make_rule
 from fedmap.local.tensors import get_weights, layout_of
 from fedmap.simulation import simulate
@@ -43,14 +45,15 @@ def federation(folder):
     def clients(options) -> list[LocalClient]:
         return [LocalClient(k, model, parts, options, seed=1, modality_names=("text", "image")) for k, parts in splits.items()]
 
-    return clients, initial, layout_of(model)
+    judge = ModelJudge(model, prepare_split(model, data.server()["val"], folder / "cache"), replace(training_options(config), device="cpu"))
+    return clients, initial, layout_of(model), judge
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_two_rounds_and_a_restart(name, federation, tmp_path):
-    make_clients, initial, layout = federation
+    make_clients, initial, layout, judge = federation
     config = parse(compose_and_resolve("config", [f"strategy={name}", *MODEL]))
-    aggregator = with_num_clients(build_aggregator(config), 5)
+    aggregator = with_judge(with_num_clients(build_aggregator(config), 5), judge)
     options = replace(training_options(config), device="cpu", batch_size=16, num_updates=3)
     clients = make_clients(options)
     assert not [key for key in initial if key.startswith("text.") or "text_tower" in key]

@@ -26,7 +26,7 @@ from fedmap.aggregators.modality_aware.bench import Bench, finite_only, update_n
 from fedmap.aggregators.modality_aware.checks import HIGHER, LOWER, check_claims
 from fedmap.aggregators.modality_aware.features import FEATURES, NUM_META, Features, make_features, softmax
 from fedmap.aggregators.modality_aware.mixing import Mix
-from fedmap.aggregators.modality_aware.objective import FAIRNESS, Objective, Verdict
+from fedmap.aggregators.modality_aware.objective import FAIRNESS, OBJECTIVES, Objective, Verdict
 from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, greedy, rank_correlation
 from fedmap.errors import ConfigError
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
@@ -64,6 +64,7 @@ class ModalityAwareAggregation:
         confirm: how many of the surrogate's best candidates are really mixed and evaluated, >= 1.
         tolerance: scores this close to the best count as equal, and the lowest loss among them decides, >= 0.
         surrogate_floor: below this running rank correlation candidates are evaluated really, in [-1, 1].
+        objective: "tuned": macro-F1 at each label's best threshold on the validation rows; "decided": at the model's own decision.
         fairness: "none", "label" or "client": whose worst case is penalised.
         fairness_penalty: how much of the gap between the mean and the worst is taken off the score, >= 0.
         mu: FedProx' spring on the clients, >= 0.
@@ -71,13 +72,14 @@ class ModalityAwareAggregation:
         seed: of the teacher's draws.
     """
 
-    n_trials_per_round: int = 100
+    n_trials_per_round: int = 32
     perf_mix_lambda: float = 0.7
     z_clip: float = 3.0
     claim_limit: float = 0.5
     confirm: int = 4
     tolerance: float = 0.005
     surrogate_floor: float = 0.3
+    objective: str = "tuned"
     fairness: str = "none"
     fairness_penalty: float = 0.5
     mu: float = 0.0
@@ -92,6 +94,7 @@ class ModalityAwareAggregation:
         check_number("confirm", self.confirm, 1)
         check_number("tolerance", self.tolerance, 0)
         check_number("surrogate_floor", self.surrogate_floor, -1, 1)
+        check_choice("objective", self.objective, OBJECTIVES)
         check_choice("fairness", self.fairness, FAIRNESS)
         check_number("fairness_penalty", self.fairness_penalty, 0)
         check_number("mu", self.mu, 0)
@@ -143,7 +146,7 @@ class ModalityAwareAggregation:
         if not ordered:
             note = f"round {done}: no client sent a finite model; the model is kept"
             return replace(state, round_index=done), RoundReport(round_index=done, notes=(*notes, note))
-        objective = Objective(judge, self.fairness, float(self.fairness_penalty), _client_labels(ordered))
+        objective = Objective(judge, self.objective, self.fairness, float(self.fairness_penalty), _client_labels(ordered))
         bench = Bench(objective, ordered, state.weights, state.layout)
         shares = example_shares(ordered)
         sizes = np.array([shares[update.client_id] for update in ordered])

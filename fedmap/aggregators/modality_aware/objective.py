@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fedmap.aggregators.judge import Judge
-from fedmap.metrics import MultilabelCounts
+from fedmap.metrics import MultilabelCounts, best_label_f1
 
 FloatArray = npt.NDArray[np.float64]
 
 FAIRNESS = ("none", "label", "client")
+OBJECTIVES = ("tuned", "decided")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Objective:
 
     Attributes:
         judge: labels and decision.
+        kind: "tuned": each label's F1 at its best threshold on these rows; "decided": at the model's own decision (probability 0.5).
         fairness: "none"; "label": the penalty is the mean F1 minus the worst label's; "client": minus that of the client whose mix of
             labels the model serves worst.
         penalty: how much of that gap is taken off, >= 0.
@@ -56,6 +58,7 @@ class Objective:
     """
 
     judge: Judge
+    kind: str = "tuned"
     fairness: str = "none"
     penalty: float = 0.0
     client_labels: Sequence[FloatArray] = ()
@@ -68,15 +71,17 @@ class Objective:
         """The verdict on [n, C] logits."""
         if not np.isfinite(logits).all():
             return HOPELESS
-        counts = MultilabelCounts.of(self.judge.decide(logits), self.judge.labels)
-        macro = counts.macro_f1
-        return Verdict(score=macro - self._penalty(counts), loss=self.loss(logits), macro_f1=macro)
+        if self.kind == "tuned" and self.judge.tunable:
+            f1 = best_label_f1(logits, self.judge.labels)
+        else:
+            f1 = MultilabelCounts.of(self.judge.decide(logits), self.judge.labels).per_label_f1
+        macro = float(f1.mean())
+        return Verdict(score=macro - self._penalty(f1), loss=self.loss(logits), macro_f1=macro)
 
-    def _penalty(self, counts: MultilabelCounts) -> float:
+    def _penalty(self, f1: FloatArray) -> float:
         if self.fairness == "none" or self.penalty == 0:
             return 0.0
-        f1 = counts.per_label_f1
-        occurs = (counts.tp + counts.fn) > 0
+        occurs = self._truth.any(axis=0)
         if self.fairness == "client" and len(self.client_labels):
             served = [float(shares @ f1) for shares in self.client_labels]
             return self.penalty * max(float(np.mean(served)) - min(served), 0.0)

@@ -16,7 +16,7 @@ from fedmap.randomness import derive_seed
 
 FloatArray = npt.NDArray[np.float64]
 
-MEMORY = 200  # trials that are remembered; TPE's time grows with them
+MEMORY = 64  # trials that are remembered; TPE's time grows with them
 _STARTUP = 10  # random draws before TPE models anything
 _LEAST = 1e-3
 
