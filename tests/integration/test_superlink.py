@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -49,7 +50,7 @@ class Place:
         return self.start("server", script("server_main.py", *common, *overrides), **environment)
 
     def client(self, client_id: int, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
-        common = [*DIGITS, f"runtime.address={self.address}", f"client_id={client_id}"]
+        common = [*DIGITS, f"runtime.address={self.address}", f"client_id={client_id}", f"hydra.run.dir={self.folder / f'out_{client_id}'}"]
         return self.start(f"client_{client_id}", script("client_main.py", *common, *overrides), **environment)
 
     def said(self, name: str) -> str:
@@ -63,6 +64,10 @@ class Place:
         wait_for(lambda: self.started[name].poll() is not None, seconds, self.everything_said)
         return self.started[name].returncode
 
+    def homes(self) -> list[Path]:
+        """Flower's folders of the programs started here; each program removes its own."""
+        return sorted((PROJECT / ".fedmap" / "flower").glob(f"{self.folder.name}_*"))
+
     def left_behind(self) -> list[str]:
         return processes_that_name(f":{self.port}", str(self.folder))
 
@@ -74,6 +79,8 @@ def place(tmp_path: Path) -> Iterator[Place]:
     for process in made.started.values():
         processes.end_tree(process.pid)
         process.wait()
+    for home in made.homes():  # of the client that a test kills
+        shutil.rmtree(home)
 
 
 def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Place) -> None:
@@ -121,12 +128,13 @@ def test_a_server_and_a_client_that_are_stopped_leave_nothing_behind(place: Plac
     place.server("num_clients=2", "dataset.num_clients=2")
     place.client(0, "dataset.num_clients=2")
     wait_for(lambda: "1 of 2 have joined" in place.said("server"), 180, place.everything_said)
+    assert len(place.homes()) == 2
     for name in ("client_0", "server"):
         place.started[name].send_signal(number)
         assert place.end(name, 90) == 130
         assert "stopped" in place.said(name)
     assert place.left_behind() == []
-    assert not [home for home in (PROJECT / ".fedmap" / "flower").glob("*") if str(place.folder.name) in home.name]
+    assert place.homes() == []
 
 
 def test_a_client_that_is_killed_is_reported_and_the_others_go_on(place: Place) -> None:
