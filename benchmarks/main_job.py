@@ -20,7 +20,7 @@ from fedmap.data.prepare import prepare
 from fedmap.history import FinalResults
 
 REAL = ["model=minilm_efficientnet_lite0"]
-SYNTHETIC = ["model=minilm_resnet18", "dataset.image_size=64"]
+SYNTHETIC = ["model=minilm_resnet18", "dataset.image_size=32"]
 QUICK = ["model=tiny", "dataset.image_size=32", "num_rounds=10", "num_epochs=4", "batch_size=16", "learning_rate=0.01"]
 
 
