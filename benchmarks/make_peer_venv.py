@@ -60,7 +60,9 @@ def main() -> int:
     """Parse the command line and make the environment."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.make_peer_venv", description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where it goes (default .peer/venv)")
-    parser.add_argument("--torch-index", help="package index for PyTorch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build")
+    parser.add_argument(
+        "--torch-index", help="package index for PyTorch, e.g. https://download.pytorch.org/whl/cpu for the small CPU build"
+    )
     arguments = parser.parse_args()
     try:
         print(make(arguments.folder, arguments.torch_index))

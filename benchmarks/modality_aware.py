@@ -89,6 +89,7 @@ def measure(options: Options) -> Result:
             "data": "synthetic" if data is None else "real",
             "overrides": [override for override in overrides if "/" not in override],
             "trials": trials,
+            "rounds": movies.config(0).num_rounds,
             "rows": len(movies.table),
             "labels": len(movies.label_names),
             "peer": process.versions if process is not None else None,

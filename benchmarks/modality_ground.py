@@ -7,7 +7,7 @@ rest to five clients by `fedmap.data.partition`, and divides each client's rows 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from fedmap.data.partition import PROPORTIONS, Policy, partition, stratified_spl
 from fedmap.data.prepare import prepare
 from fedmap.local.client import LocalClient
 from fedmap.local.training import TrainingOptions
+from fedmap.metrics import MultilabelCounts
 from fedmap.randomness import generator
 from fedmap.records import ClientUpdate
 
@@ -68,13 +69,13 @@ BENIGN = ("iid", "label-0.5", "label-0.1", "quantity")
 HARD = ("modality", "shuffled", "liar")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """A `fedmap.data.base.Split` in memory, whose inputs are features."""
 
     labels: npt.NDArray[np.uint8]
     modalities: npt.NDArray[np.bool_]
-    row_ids: list[str]
+    row_ids: Sequence[str]
     text: npt.NDArray[np.float32]
     image: npt.NDArray[np.float32]
 
@@ -180,37 +181,49 @@ def deal(movies: Movies, setting: Setting, seed: int) -> Ground:
     data = build_data(config)
     model = build_model(config, data)
     options = training_options(config)
-    clients, tests = [], {}
+    clients: list[LocalClient] = []
+    tests: dict[int, Table] = {}
     for client_id, rows in enumerate(partition(rest.row_ids, rest.labels, setting.policy, seed)):
         own = _with_modalities(rest.take(rows), setting.modalities[client_id])
         parts = stratified_split(own.row_ids, own.labels, SHARES, seed, f"client-{client_id}")
-        splits = dict(zip(("train", "val", "test"), (own.take(part) for part in parts), strict=True))
-        tests[client_id] = splits["test"]
+        train, val, tests[client_id] = (own.take(part) for part in parts)
         does = setting.culprit if client_id == CULPRIT else ""
         if does in ("shuffled", "liar"):
             rng = generator(seed, purpose="shuffled-labels", client_id=client_id)
-            splits |= {name: replace(splits[name], labels=rng.permutation(splits[name].labels)) for name in ("train", "val")}
+            train, val = (replace(each, labels=rng.permutation(each.labels)) for each in (train, val))
+        splits: dict[str, Split] = {"train": train, "val": val, "test": tests[client_id]}
         rates = replace(options, learning_rate=options.learning_rate * DIVERGING_RATE, clip_norm=0.0) if does == "diverging" else options
-        hook = lie if does == "liar" else None
+        hook = liar(val) if does == "liar" else None
         clients.append(LocalClient(client_id, model, splits, rates, seed, data.modality_names, hook))
     return Ground(movies, config, model, clients, tests, validation, test, options)
 
 
-def lie(update: ClientUpdate) -> ClientUpdate:
-    """The update with the best value of every signal, and ten times the rows."""
-    best: Mapping[str, Any] = {
-        "f1_before": 0.0,
-        "f1_after": 1.0,
-        "validation_loss": 0.0,
-        "train_loss": 0.0,
-        "update_norm": 0.0,
-        "gradient_norm": 0.0,
-        "label_imbalance": 0.0,
-        "diversity": 1.0,
-        "modality_shares": dict.fromkeys(update.signals.modality_shares, 1.0),
-        "share_complete": 1.0,
-    }
-    return replace(update, num_examples=BOASTED_ROWS * update.num_examples, signals=replace(update.signals, **best))
+def liar(validation: Split) -> Callable[[ClientUpdate], ClientUpdate]:
+    """A hook that claims the best value of every signal, counts that agree with it, and ten times the rows."""
+    nothing = MultilabelCounts.of(np.zeros_like(validation.labels), validation.labels)
+    everything = MultilabelCounts.of(validation.labels, validation.labels)
+
+    def lie(update: ClientUpdate) -> ClientUpdate:
+        best: Mapping[str, Any] = {
+            "f1_before": nothing.macro_f1,
+            "f1_after": everything.macro_f1,
+            "validation_loss": 0.0,
+            "train_loss": 0.0,
+            "update_norm": 0.0,
+            "gradient_norm": 0.0,
+            "label_imbalance": 0.0,
+            "diversity": 1.0,
+            "modality_shares": dict.fromkeys(update.signals.modality_shares, 1.0),
+            "share_complete": 1.0,
+        }
+        return replace(
+            update,
+            num_examples=BOASTED_ROWS * update.num_examples,
+            signals=replace(update.signals, **best),
+            counts={"val-before": nothing, "val-after": everything},
+        )
+
+    return lie
 
 
 def _with_modalities(table: Table, uses: str) -> Table:

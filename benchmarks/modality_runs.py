@@ -10,9 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.modality_ground import CULPRIT, Ground, Table
-from benchmarks.peer import Peer, PeerProcess
+from benchmarks.peer import Peer, PeerJudge, PeerProcess
 from fedmap.aggregators.base import Aggregator, ServerState
 from fedmap.aggregators.judge import with_judge
+from fedmap.aggregators.modality_aware.objective import Objective
 from fedmap.build import build_aggregator
 from fedmap.errors import UpdateError
 from fedmap.guard import check_update
@@ -96,10 +97,6 @@ def run(ground: Ground, strategy: str, trials: int, process: PeerProcess | None 
         set_weights(ground.model, weights)
         return evaluate(ground.model, split, options)
 
-    def judge(weights: Weights) -> tuple[float, float]:
-        result = score(ground.validation, weights)
-        return result.counts.macro_f1, result.loss
-
     def follow(done: Round) -> None:
         weights, index = done.state.weights, done.state.round_index
         validation, test = score(ground.validation, weights), score(ground.test, weights)
@@ -109,13 +106,14 @@ def run(ground: Ground, strategy: str, trials: int, process: PeerProcess | None 
         loss = validation.loss if math.isfinite(validation.loss) else math.inf
         wishes.append((rounds[-1]["validation_tuned"], -loss, -index))
 
+    judge = ModelJudge(ground.model, ground.validation, options)
     aggregator: Peer | Timed
     if strategy == "peer":
         assert process is not None, "the peer needs a process"
-        aggregator = Peer(process, judge, trials, ground.config.random_seed)
+        aggregator = Peer(process, peer_judge(judge), trials, ground.config.random_seed)
     else:
         chosen_strategy = build_aggregator(ground.movies.config(ground.config.random_seed, *overrides_of(strategy, trials)))
-        aggregator = Timed(with_judge(chosen_strategy, ModelJudge(ground.model, ground.validation, options)))
+        aggregator = Timed(with_judge(chosen_strategy, judge))
     started = time.perf_counter()
     state = aggregator.init(initial, layout_of(ground.model))
     simulate(aggregator, state, ground.clients, num_rounds, seed=ground.config.random_seed, on_round=follow)
@@ -141,6 +139,17 @@ def run(ground: Ground, strategy: str, trials: int, process: PeerProcess | None 
         "evaluations": getattr(aggregator, "evaluations", None),
         "client_rows": [len(client.splits["train"]) for client in ground.clients],
     }
+
+
+def peer_judge(judge: ModelJudge) -> PeerJudge:
+    """What the peer may ask of the server's validation rows: the same objective, computed by the same code, as ours."""
+    objective = Objective(judge)
+
+    def score(weights: Weights) -> tuple[float, float]:
+        verdict = objective.verdict(judge.logits(weights))
+        return verdict.macro_f1, verdict.loss if math.isfinite(verdict.loss) else 1e9
+
+    return score
 
 
 def overrides_of(strategy: str, trials: int) -> tuple[str, ...]:

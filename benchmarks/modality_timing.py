@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.modality_runs import OURS, Timed, overrides_of
+from benchmarks.modality_runs import OURS, Timed, overrides_of, peer_judge
 from benchmarks.peer import Peer, PeerProcess
 from fedmap.aggregators.judge import with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
@@ -58,13 +58,7 @@ def seconds_of_aggregation(strategy: str, trials: int, process: PeerProcess, *, 
         updates = [_update(initial, client_id) for client_id in range(CLIENTS)]
         ours = Timed(with_judge(build_aggregator(config), judge))
 
-        def score(weights: Weights) -> tuple[float, float]:
-            from fedmap.metrics import MultilabelCounts
-
-            logits = judge.logits(weights)
-            return MultilabelCounts.of(judge.decide(logits), judge.labels).macro_f1, 0.0
-
-        theirs = Peer(process, score, trials, seed=0)
+        theirs = Peer(process, peer_judge(judge), trials, seed=0)
         evaluations = 0.0
         for aggregator in (ours, theirs):
             state = aggregator.init(initial, layout)
@@ -84,7 +78,9 @@ def _update(initial: Weights, client_id: int) -> ClientUpdate:
     """A model a little away from the initial one."""
     rng = generator(0, purpose="timing", client_id=client_id)
     weights = {
-        name: (array + 0.01 * rng.standard_normal(array.shape)).astype(array.dtype) if array.dtype.kind == "f" else array
+        name: np.asarray(array.astype(np.float64) + 0.01 * rng.standard_normal(array.shape), dtype=array.dtype)
+        if array.dtype.kind == "f"
+        else array
         for name, array in initial.items()
     }
     signals = ClientSignals(

@@ -24,7 +24,7 @@ from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.weights import Array, Layout, Weights
 
 DRIVER = Path(__file__).with_name("peer_driver.py")
-Judge = Callable[[Weights], tuple[float, float]]
+PeerJudge = Callable[[Weights], tuple[float, float]]
 
 
 class PeerProcess:
@@ -112,7 +112,7 @@ class Peer:
         evaluations: how many models each aggregation had scored.
     """
 
-    def __init__(self, process: PeerProcess, judge: Judge, trials: int, seed: int) -> None:
+    def __init__(self, process: PeerProcess, judge: PeerJudge, trials: int, seed: int) -> None:
         """Join a process.
 
         Args:
