@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import fedmap_tables
+from benchmarks.fedmap_experiment import METHODS, draw
 from benchmarks.fedmap_synthetic import CLIENTS, FEATURES, Generator, federation, sample, sizes
 from benchmarks.harness import main
 
@@ -56,10 +57,10 @@ def test_without_maps_and_shifts_the_clients_share_one_distribution() -> None:
 
 
 def test_every_method_draws_settings_that_its_aggregator_accepts() -> None:
-    for method, aggregator in fedmap_tables.METHODS.items():
+    for method, aggregator in METHODS.items():
         rng = np.random.default_rng(3)
         for _ in range(40):
-            aggregator(**fedmap_tables.draw(method, rng).aggregator)
+            aggregator(**draw(method, rng).aggregator)
 
 
 def test_the_quick_benchmark_writes_what_it_says(tmp_path: Path) -> None:
