@@ -12,7 +12,8 @@ from fedmap.config import CONF, check_overrides
 def main(cfg: DictConfig) -> None:
     from fedmap.flower.doors import join
 
-    sys.exit(join(cfg))
+    if status := join(cfg):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

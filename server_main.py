@@ -12,7 +12,8 @@ from fedmap.config import CONF, check_overrides
 def main(cfg: DictConfig) -> None:
     from fedmap.flower.doors import serve
 
-    sys.exit(serve(cfg))
+    if status := serve(cfg):
+        sys.exit(status)
 
 
 if __name__ == "__main__":

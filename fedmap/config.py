@@ -322,6 +322,8 @@ def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
     """Before Hydra takes over: end the process with a sentence that names the nearest key if an override is mistaken."""
     import sys
 
+    if {"-m", "--multirun"} & set(argv):
+        return  # a sweep gives several values to a key; Hydra takes it apart
     overrides = [argument for argument in argv[1:] if not argument.startswith("-")]
     try:
         compose(config_name, overrides)

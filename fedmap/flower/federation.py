@@ -167,7 +167,7 @@ class Server:
             if answer.content is not None:
                 up[client_id] = content_bytes(answer.content)
                 try:
-                    update = content_to_update(answer.content)
+                    update = content_to_update(answer.content, len(self.label_names))
                     status = REJECTED
                     if update.client_id != client_id:
                         raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}")
@@ -238,7 +238,7 @@ class Server:
             try:
                 if answer.content is None:
                     raise UpdateError(answer.failure)
-                client_id, counts = content_to_counts(answer.content)
+                client_id, counts = content_to_counts(answer.content, len(self.label_names))
                 if client_id != clients[node] or "test" not in counts:
                     raise UpdateError("the answer is another client's, or has no counts of the test split")
                 found[client_id] = counts["test"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -68,12 +69,35 @@ def _submit(config: RunConfig, config_file: Path, folder: Path, run_name: str, e
     )
     values = {"config": str(config_file), "folder": str(folder), "run-name": run_name}
     overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
-    command = [processes.program("flwr"), "run", str(PROJECT), "fedmap", "--run-config", overrides, "--format", "json"]
+    app = _staged(home)
+    command = [processes.program("flwr"), "run", str(app), "fedmap", "--run-config", overrides, "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     answer = _json(done.stdout)
     if done.returncode != 0 or not answer.get("success"):
         raise FederationError(f"the app cannot be submitted to the SuperLink at {config.runtime.address}:\n{done.stdout}{done.stderr}")
     return str(answer["run-id"])
+
+
+_NOT_APP = ("all_in_one_dataset", "dataset", "server_data", "outputs", "multirun", "demo", "docs", "node_modules", "venv")
+
+
+def _staged(home: Path) -> Path:
+    """The app's files alone, in a folder of their own: Flower would walk through data and environments to bundle the project."""
+
+    def unwanted(folder: str, names: list[str]) -> set[str]:
+        at_root = Path(folder) == PROJECT
+        return {
+            name
+            for name in names
+            if name.startswith((".", "__pycache__"))
+            or (at_root and name in _NOT_APP)
+            or (not name.endswith((".py", ".yaml", ".toml", "LICENSE")) and not (Path(folder) / name).is_dir())
+        }
+
+    app = home / "fedmap"
+    shutil.rmtree(app, ignore_errors=True)
+    shutil.copytree(PROJECT, app, ignore=unwanted)
+    return app
 
 
 def _status(run_id: str, environment: dict[str, str]) -> tuple[str, str]:
@@ -197,6 +221,4 @@ def _sentence(event: dict[str, Any], client_id: int) -> str:
 
 
 def _forget(home: Path) -> None:
-    import shutil
-
     shutil.rmtree(home, ignore_errors=True)

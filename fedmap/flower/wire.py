@@ -207,10 +207,13 @@ def _counts_to(content: RecordDict, counts: Mapping[str, MultilabelCounts]) -> N
         content[f"counts.{name}"] = MetricRecord(dict(value.to_lists()))
 
 
-def _counts_from(content: RecordDict) -> dict[str, MultilabelCounts]:
+def _counts_from(content: RecordDict, num_labels: int | None) -> dict[str, MultilabelCounts]:
     found = {}
     for key, record in content.metric_records.items():
         if key.startswith("counts."):
+            length = len(cast(list[int], record["tp"]))
+            if num_labels is not None and length != num_labels:  # before memory is taken for what a client claims
+                raise DataError(f"{key} counts {length} labels, expected {num_labels}")
             found[key.removeprefix("counts.")] = MultilabelCounts.from_lists(record)  # type: ignore[arg-type]
     return found
 
@@ -222,7 +225,7 @@ def counts_to_content(client_id: int, counts: Mapping[str, MultilabelCounts]) ->
     return content
 
 
-def content_to_counts(content: RecordDict) -> tuple[int, dict[str, MultilabelCounts]]:
+def content_to_counts(content: RecordDict, num_labels: int | None = None) -> tuple[int, dict[str, MultilabelCounts]]:
     """The inverse of `counts_to_content`.
 
     Raises:
@@ -230,7 +233,7 @@ def content_to_counts(content: RecordDict) -> tuple[int, dict[str, MultilabelCou
     """
     raise_problem(content)
     try:
-        return int(_config(content, "client")["client-id"]), _counts_from(content)
+        return int(_config(content, "client")["client-id"]), _counts_from(content, num_labels)
     except (KeyError, TypeError, ValueError, DataError) as error:
         raise UpdateError(f"malformed evaluation reply: {error!r}") from error
 
@@ -266,8 +269,8 @@ def update_to_content(update: ClientUpdate) -> RecordDict:
     return content
 
 
-def content_to_update(content: RecordDict) -> ClientUpdate:
-    """The inverse of `update_to_content`.
+def content_to_update(content: RecordDict, num_labels: int | None = None) -> ClientUpdate:
+    """The inverse of `update_to_content`; `num_labels` is how many labels its counts must have.
 
     Raises:
         UpdateError: the client answered with a problem, or with something that is not a valid update.
@@ -289,7 +292,7 @@ def content_to_update(content: RecordDict) -> ClientUpdate:
             ),
             extras=_extras_from(content),
             scalars={name: float(value) for name, value in content.metric_records["scalars"].items()},  # type: ignore[arg-type]
-            counts=_counts_from(content),
+            counts=_counts_from(content, num_labels),
             seconds={name: float(value) for name, value in content.metric_records["seconds"].items()},  # type: ignore[arg-type]
         )
     except UpdateError:

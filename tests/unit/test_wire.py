@@ -238,3 +238,11 @@ def test_keys_on_the_wire_are_kebab_case() -> None:
     content = update_to_content(UPDATE)
     words = [key for record in ("client", "signals") for key in content[record]] + list(run_to_content(RUN)["round"])
     assert not [word for word in words if "_" in word]
+
+
+def test_counts_of_another_number_of_labels_are_refused_before_memory_is_taken() -> None:
+    content = over_the_wire(update_to_content(UPDATE))
+    labels = len(UPDATE.counts["val-after"].tp)
+    assert content_to_update(content, labels).counts == UPDATE.counts
+    with pytest.raises(UpdateError, match=f"counts {labels} labels, expected {labels + 1}"):
+        content_to_update(content, labels + 1)
