@@ -25,6 +25,7 @@ from fedmap.flower.wire import (
 
 log = logging.getLogger("fedmap.client")
 app = ClientApp()
+_REPORT_SECONDS = 10.0  # a long round of training says how far it is this often
 
 
 def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInfo], Any]) -> Message:
@@ -67,7 +68,15 @@ def train(message: Message, context: Context) -> Message:
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
         broadcast = content_to_broadcast(message.content)
         _tell(context, "training", round=broadcast.round_index, num_rounds=run.num_rounds)
-        update, memory = session.client(client_id, run).train_round(broadcast, session.load_memory(client_id, run))
+        told = time.monotonic()
+
+        def on_step(steps: int, loss: float) -> None:
+            nonlocal told
+            if time.monotonic() - told > _REPORT_SECONDS:
+                told = time.monotonic()
+                _tell(context, "step", round=broadcast.round_index, num_rounds=run.num_rounds, steps=steps, loss=loss)
+
+        update, memory = session.client(client_id, run).train_round(broadcast, session.load_memory(client_id, run), on_step)
         session.save_memory(client_id, run, memory)
         _tell(
             context,

@@ -212,6 +212,8 @@ def _sentence(event: dict[str, Any], client_id: int) -> str:
         return f"{who}: joined run {event['run']} with {event['num_train']} training rows"
     if kind == "training":
         return f"{who}: round {event['round']}/{event['num_rounds']}, training"
+    if kind == "step":
+        return f"{who}: round {event['round']}/{event['num_rounds']}, step {event['steps']}, loss {event['loss']:.3f}"
     if kind == "trained":
         f1 = "" if event["f1"] is None else f", validation macro-F1 {event['f1']:.3f}"
         return f"{who}: round {event['round']}/{event['num_rounds']}, trained in {event['seconds']:.1f} s, loss {event['loss']:.3f}{f1}"
