@@ -1,7 +1,8 @@
 """The model that is trained: text and image towers, fused. Replace it by your own through `model._target_`.
 
 Any `torch.nn.Module` will do whose `forward` takes the batches of your data's splits. These methods are optional:
-`prepare(split, cache_dir)`, `loss(logits, batch)`, `decide(logits)`, `parameter_groups(options)`, `save_pretrained(folder)`.
+`prepare(split, cache_dir)`, `loss(logits, batch)`, `decide(logits)`, `parameter_groups(options)`, `modality_of_parameters()`,
+`save_pretrained(folder)`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fedmap.local import training
 from fedmap.local.rules import LocalRule
 from fedmap.local.training import Evaluation, TrainingOptions, TrainingResult
 from fedmap.randomness import generator, torch_seed
+from fedmap.weights import ModalityPart
 
 
 class MMIMDbFusionModel(nn.Module):
@@ -173,6 +175,24 @@ class MMIMDbFusionModel(nn.Module):
         if slow:
             groups.append({"params": slow, "lr": options.tower_learning_rate})
         return groups
+
+    def modality_of_parameters(self) -> dict[str, tuple[ModalityPart, ...]]:
+        """What only rows with text, or only rows with an image, train: towers, projections, and their columns of the fusion."""
+        text_dim, width = len(self.missing_text), self.fusion.in_features
+        found = {
+            f"{owner}.{name}": (ModalityPart(modality),)
+            for owner, modality in (
+                ("text_tower", "text"),
+                ("text_projection", "text"),
+                ("image_tower", "image"),
+                ("image_projection", "image"),
+            )
+            for name in ({} if getattr(self, owner) is None else getattr(self, owner).state_dict())
+        }
+        found["missing_text"] = (ModalityPart("text", without=True),)
+        found["missing_image"] = (ModalityPart("image", without=True),)
+        found["fusion.weight"] = (ModalityPart("text", 0, text_dim), ModalityPart("image", text_dim, width))
+        return found
 
     @torch.inference_mode()
     def predict_proba(

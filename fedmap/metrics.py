@@ -184,7 +184,8 @@ def best_label_f1(scores: FloatArray, truth: npt.ArrayLike) -> npt.NDArray[np.fl
     ranked, hits = np.take_along_axis(s, order, axis=0), np.cumsum(np.take_along_axis(t, order, axis=0), axis=0)
     f1 = _ratio(2 * hits, np.arange(1, len(s) + 1)[:, None] + hits[-1])
     f1[:-1][ranked[:-1] == ranked[1:]] = -1.0  # a threshold cannot separate equal scores
-    return np.maximum(f1.max(axis=0), 0.0)
+    best: npt.NDArray[np.float64] = np.maximum(f1.max(axis=0), 0.0)
+    return best
 
 
 def tune_thresholds(scores: FloatArray, truth: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -8,7 +8,7 @@ them differently and names do not tell them apart.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -20,16 +20,36 @@ _BLOCK = 1 << 16  # elements per block: a float64 accumulator of this size stays
 
 
 @dataclass(frozen=True)
+class ModalityPart:
+    """A part of an array that only rows with one modality (or only rows without it) reach in training.
+
+    Attributes:
+        modality: its name.
+        start: first column of the array's last axis.
+        stop: the column after the last one; None is the end.
+        without: whether it is the rows without the modality that reach it, e.g. a learnt stand-in.
+    """
+
+    modality: str
+    start: int = 0
+    stop: int | None = None
+    without: bool = False
+
+
+@dataclass(frozen=True)
 class Layout:
     """Which named arrays of a model are buffers and which belong to normalisation layers.
 
     Attributes:
         buffers: names of non-trainable arrays; every other name is a trainable parameter.
         normalisation: names of parameters and buffers owned by normalisation layers, found by module type.
+        modality_parts: by name, the parts that belong to one modality; the model says so (`modality_of_parameters`), and whatever
+            is not named is trained by every row.
     """
 
     buffers: frozenset[str] = frozenset()
     normalisation: frozenset[str] = frozenset()
+    modality_parts: Mapping[str, tuple[ModalityPart, ...]] = field(default_factory=dict)
 
     @staticmethod
     def of(weights: Weights) -> Layout:

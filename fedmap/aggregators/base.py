@@ -67,6 +67,20 @@ def expected_names(aggregator: Aggregator[Any], state: ServerState) -> frozenset
     return frozenset(own(state)) if callable(own) else frozenset(state.weights)
 
 
+def restored(aggregator: Aggregator[Any], state: S) -> S:
+    """The state before the first round, with what the aggregator keeps in a file of its own between runs, if it has `restore(state)`."""
+    own = getattr(aggregator, "restore", None)
+    full: S = own(state) if callable(own) else state
+    return full
+
+
+def persist(aggregator: Aggregator[Any], state: ServerState) -> None:
+    """Let the aggregator write what it keeps between runs, if it has `persist(state)`; called after every round."""
+    own = getattr(aggregator, "persist", None)
+    if callable(own):
+        own(state)
+
+
 A = TypeVar("A")
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
 from torch import nn
 
-from fedmap.errors import UpdateError
-from fedmap.weights import Array, Layout, Weights
+from fedmap.errors import ModelError, UpdateError
+from fedmap.weights import Array, Layout, ModalityPart, Weights
 
 NORMALISATION = (
     nn.modules.batchnorm._NormBase,
@@ -86,7 +86,7 @@ def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) ->
 
 
 def layout_of(model: nn.Module) -> Layout:
-    """Which of the model's shared tensors are buffers and which belong to normalisation layers, by module type."""
+    """Which of the model's shared tensors are buffers, which belong to normalisation layers (by module type), and which to a modality."""
     shared = dict(shared_tensors(model))
     parameters = {name for name, _ in model.named_parameters()}
     normalisation = {
@@ -98,4 +98,30 @@ def layout_of(model: nn.Module) -> Layout:
     return Layout(
         buffers=frozenset(name for name in shared if name not in parameters),
         normalisation=frozenset(shared) & frozenset(normalisation),
+        modality_parts=_modality_parts(model, shared),
     )
+
+
+def _modality_parts(model: nn.Module, shared: Mapping[str, torch.Tensor]) -> dict[str, tuple[ModalityPart, ...]]:
+    """What the model's own `modality_of_parameters()` says of the tensors that travel; nothing if it has none.
+
+    Raises:
+        ModelError: a part lies outside its tensor, or parts overlap.
+    """
+    own = getattr(model, "modality_of_parameters", None)
+    found: dict[str, tuple[ModalityPart, ...]] = {}
+    for name, parts in (own() if callable(own) else {}).items():
+        if name not in shared:
+            continue
+        found[name] = tuple(parts)
+        width = shared[name].shape[-1] if shared[name].dim() else 1
+        end = 0
+        for part in found[name]:
+            stop = width if part.stop is None else part.stop
+            if not end <= part.start < stop <= width:
+                raise ModelError(
+                    f"modality_of_parameters(): {name} has {width} columns, and the part [{part.start}, {stop}) of {part.modality!r} "
+                    "lies outside them or overlaps the part before it"
+                )
+            end = stop
+    return found

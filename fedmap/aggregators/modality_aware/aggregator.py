@@ -1,13 +1,13 @@
 """ModalityAwareAggregation: one round from the clients' updates to the mixed model.
 
-    check     what clients claim; measure each client's own model on the server's validation rows      (K forward passes)
-    teacher   candidates: size-weighted, uniform, leave-one-out, greedy, Optuna over the features' alphas, gradient search;
-              all scored by mixed logits, the best few by really mixing and evaluating
-    choose    the best on the validation rows; ties fall to the size-weighted mix, which is always among the candidates
+    measure   check what clients claim; score each client's own model on the server's validation rows    (K forward passes)
+    teacher   candidates by rule, by gradient and by Optuna over the features' alphas, scored by mixed logits; the best few by
+              really mixing and evaluating; chosen on the validation rows, ties fall to the size-weighted mix
+    student   learns the teacher's weights; leads, without a search, once it has matched the teacher in held-out rounds
 
-The idea of a teacher over client signals and a distilled student is FedOps' (FedMAP, evaluation-guided aggregation); the
-surrogate, the checks, the weights per modality and the student's gate are this project's. Pure: state and updates in, state
-and report out. The judge (see `fedmap.aggregators.judge`) is bound by whoever owns the validation rows.
+A teacher over client signals with a distilled student is FedOps' idea (FedMAP, evaluation-guided aggregation); surrogate,
+checks, gates per modality and the student's gate are this project's. Pure: state and updates in, state and report out. The
+judge (`fedmap.aggregators.judge`) is bound by whoever owns the validation rows, who also calls `restore` and `persist`.
 """
 
 from __future__ import annotations
@@ -15,26 +15,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from fedmap.aggregators.base import ServerState, check_choice, check_number, example_shares, in_client_order
 from fedmap.aggregators.judge import Judge
-from fedmap.aggregators.modality_aware import teacher
+from fedmap.aggregators.modality_aware import search, store, student, teacher
 from fedmap.aggregators.modality_aware.bench import Bench, finite_only, update_norm
-from fedmap.aggregators.modality_aware.checks import HIGHER, LOWER, check_claims
-from fedmap.aggregators.modality_aware.features import FEATURES, NUM_META, Features, make_features, softmax
-from fedmap.aggregators.modality_aware.mixing import Mix
+from fedmap.aggregators.modality_aware.checks import HIGHER, LOWER, Claims, check_claims
+from fedmap.aggregators.modality_aware.features import FEATURES, NUM_META, Features, make_features
+from fedmap.aggregators.modality_aware.gate import Gate, after_student, after_teacher
+from fedmap.aggregators.modality_aware.mixing import Mix, gated, part_names
 from fedmap.aggregators.modality_aware.objective import FAIRNESS, OBJECTIVES, Objective, Verdict
-from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, greedy, rank_correlation
+from fedmap.aggregators.modality_aware.student import Lesson, Student
+from fedmap.aggregators.modality_aware.surrogate import Surrogate
 from fedmap.errors import ConfigError
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.weights import Layout, Weights
 
 FloatArray = npt.NDArray[np.float64]
-
-SIZE = "by examples"
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,17 @@ class ModalityAwareState(ServerState):
         trial_draws: [T, F] what the teacher's past trials drew.
         trial_gains: [T] their gains over the size-weighted mix.
         correlation: running mean of the surrogate's rank correlation; None before it was measured.
+        student: the student; None before the first lesson.
+        lessons: the replay, oldest first.
+        gate: who leads the next round.
     """
 
     trial_draws: FloatArray = field(default_factory=lambda: np.zeros((0, len(FEATURES))))
     trial_gains: FloatArray = field(default_factory=lambda: np.zeros(0))
     correlation: float | None = None
+    student: Student | None = None
+    lessons: tuple[Lesson, ...] = ()
+    gate: Gate = field(default_factory=Gate)
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,21 @@ class ModalityAwareAggregation:
         confirm: how many of the surrogate's best candidates are really mixed and evaluated, >= 1.
         tolerance: scores this close to the best count as equal, and the lowest loss among them decides, >= 0.
         surrogate_floor: below this running rank correlation candidates are evaluated really, in [-1, 1].
+        per_modality: whether clients count in a modality's part of the model only as far as they trained it.
         objective: "tuned": macro-F1 at each label's best threshold on the validation rows; "decided": at the model's own decision.
         fairness: "none", "label" or "client": whose worst case is penalised.
         fairness_penalty: how much of the gap between the mean and the worst is taken off the score, >= 0.
+        student: whether there is one.
+        aggregator_path: the student's file, read before the first round and written after each; None keeps it in the state alone.
+        input_dim: the student's inputs: 10 and one for each custom feature.
+        hidden_dim: its hidden units, >= 1.
+        aggregator_lr: Adam's learning rate of its training, > 0.
+        entropy_coeff: how much the student is drawn to even weights, >= 0.
+        patience: held-out rounds in a row that it must match the teacher before it leads, >= 1.
+        audit_every: after this many rounds led by the student the teacher looks again, >= 1.
         mu: FedProx' spring on the clients, >= 0.
         custom_features: your own signals by name, each "higher" or "lower": which end is the good one.
-        seed: of the teacher's draws.
+        seed: of the teacher's draws and the student's start.
     """
 
     n_trials_per_round: int = 32
@@ -77,30 +93,49 @@ class ModalityAwareAggregation:
     z_clip: float = 3.0
     claim_limit: float = 0.5
     confirm: int = 4
-    tolerance: float = 0.005
+    tolerance: float = 0.02
     surrogate_floor: float = 0.3
+    per_modality: bool = True
     objective: str = "tuned"
     fairness: str = "none"
     fairness_penalty: float = 0.5
+    student: bool = True
+    aggregator_path: str | None = None
+    input_dim: int | None = None
+    hidden_dim: int = 16
+    aggregator_lr: float = 0.01
+    entropy_coeff: float = 0.01
+    patience: int = 3
+    audit_every: int = 5
     mu: float = 0.0
     custom_features: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_number("n_trials_per_round", self.n_trials_per_round, 0)
+        for name, least in (("n_trials_per_round", 0), ("confirm", 1), ("hidden_dim", 1), ("patience", 1), ("audit_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            check_number(name, value, least)
+            if not isinstance(value, int):
+                raise ConfigError(f"{name}={value!r}: expected an integer")
+        for name in ("claim_limit", "tolerance", "fairness_penalty", "entropy_coeff", "mu"):
+            check_number(name, getattr(self, name), 0)
         check_number("perf_mix_lambda", self.perf_mix_lambda, 0, 1)
-        check_number("z_clip", self.z_clip, above=0)
-        check_number("claim_limit", self.claim_limit, 0)
-        check_number("confirm", self.confirm, 1)
-        check_number("tolerance", self.tolerance, 0)
         check_number("surrogate_floor", self.surrogate_floor, -1, 1)
+        check_number("z_clip", self.z_clip, above=0)
+        check_number("aggregator_lr", self.aggregator_lr, above=0)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("fairness", self.fairness, FAIRNESS)
-        check_number("fairness_penalty", self.fairness_penalty, 0)
-        check_number("mu", self.mu, 0)
-        check_number("seed", self.seed, 0)
         for name, better in self.custom_features.items():
             check_choice(f"custom_features.{name}", better, (HIGHER, LOWER))
+        if self.input_dim not in (None, self._num_inputs):
+            raise ConfigError(
+                f"input_dim={self.input_dim!r}: the student sees {NUM_META} meta-features and {len(self.custom_features)} custom ones; "
+                f"set input_dim={self._num_inputs} or null"
+            )
+
+    @property
+    def _num_inputs(self) -> int:
+        return NUM_META + len(self.custom_features)
 
     def with_judge(self, judge: Judge) -> ModalityAwareAggregation:
         """The same aggregator, choosing by this judge."""
@@ -123,6 +158,22 @@ class ModalityAwareAggregation:
             )
         return judge
 
+    def restore(self, state: ModalityAwareState) -> ModalityAwareState:
+        """The state with the student of an earlier run, where `aggregator_path` holds one; whether it leads is for this run to see.
+
+        Raises:
+            ConfigError: the file is damaged, or its student has another shape.
+        """
+        if not self.student or self.aggregator_path is None:
+            return state
+        stored = store.load_student(Path(self.aggregator_path), self._num_inputs, self.hidden_dim)
+        return state if stored is None else replace(state, student=stored.student, lessons=stored.lessons)
+
+    def persist(self, state: ModalityAwareState) -> None:
+        """Write the student to `aggregator_path`, where there are both."""
+        if self.aggregator_path is not None and state.student is not None:
+            store.save_student(Path(self.aggregator_path), state.student, state.lessons)
+
     def init(self, weights: Weights, layout: Layout | None = None) -> ModalityAwareState:
         """The initial model and no memories."""
         draws = np.zeros((0, len(FEATURES) + len(self.custom_features)))
@@ -135,7 +186,7 @@ class ModalityAwareAggregation:
         return Broadcast(round_index=state.round_index + 1, weights=state.weights, rule="proximal", scalars={"mu": float(self.mu)})
 
     def aggregate(self, state: ModalityAwareState, updates: Sequence[ClientUpdate]) -> tuple[ModalityAwareState, RoundReport]:
-        """Search for weights and mix.
+        """Find weights and mix.
 
         Raises:
             ConfigError: no judge was bound.
@@ -151,138 +202,156 @@ class ModalityAwareAggregation:
         shares = example_shares(ordered)
         sizes = np.array([shares[update.client_id] for update in ordered])
         if len(ordered) == 1:
-            chosen, found = Mix(sizes), _Found({}, (), state)
+            result = _Result(Mix(sizes), state)
         else:
-            chosen, found = self._search(state, bench, sizes)
-        after = replace(found.state, weights=bench.model(chosen), round_index=done)
-        diagnostics = {name: float(value) for name, value in found.diagnostics.items() if np.isfinite(value)}
+            result = self._round(state, bench, sizes)
         report = RoundReport(
             round_index=done,
-            client_weights={update.client_id: float(share) for update, share in zip(ordered, chosen.shares, strict=True)},
-            diagnostics={"evaluations": float(bench.evaluations), **diagnostics},
-            notes=(*notes, *found.notes),
+            client_weights={}
+            if result.keep
+            else {update.client_id: float(share) for update, share in zip(ordered, result.mix.shares, strict=True)},
+            diagnostics={
+                "evaluations": float(bench.evaluations),
+                **{name: float(value) for name, value in result.diagnostics.items() if np.isfinite(value)},
+                **_part_weights(result.mix, ordered),
+            },
+            notes=(*notes, *(note for note in result.notes if note)),
         )
-        return after, report
+        weights = state.weights if result.keep else bench.model(result.mix)
+        return replace(result.state, weights=weights, round_index=done), report
 
-    def _search(self, state: ModalityAwareState, bench: Bench, sizes: FloatArray) -> tuple[Mix, _Found]:
-        ordered = bench.updates
-        logits = [bench.logits(update.weights) for update in ordered]
+    def _round(self, state: ModalityAwareState, bench: Bench, sizes: FloatArray) -> _Result:
+        """A round of two or more clients."""
+        updates = bench.updates
+        logits = [bench.logits(update.weights) for update in updates]
         own = [bench.objective.verdict(each) for each in logits]
-        claims = check_claims(ordered, self.custom_features)
+        claims = check_claims(updates, self.custom_features)
         features = make_features(
             claims,
-            [update.num_examples for update in ordered],
+            [update.num_examples for update in updates],
             own,
-            [update_norm(update, state.weights, state.layout) for update in ordered],
+            [update_norm(update, state.weights, state.layout) for update in updates],
             perf_mix_lambda=self.perf_mix_lambda,
             z_clip=self.z_clip,
             claim_limit=self.claim_limit,
             custom=self.custom_features,
         )
         usable = np.array([np.isfinite(verdict.loss) for verdict in own])
-        notes = [f"signal refused, counts as the round's worst: {sentence}" for sentence in claims.rejected]
+        notes = [f"signal refused, it counts as the round's worst: {sentence}" for sentence in claims.rejected]
         notes += [
             f"client {update.client_id} gets no weight: its model gives outputs that are not finite"
-            for update, fits in zip(ordered, usable, strict=True)
+            for update, fits in zip(updates, usable, strict=True)
             if not fits
         ]
-        if not usable.any():
-            return Mix(sizes), _Found({"rejected-signals": len(claims.rejected)}, (*notes, "the mean by examples is taken"), state)
-        surrogate = Surrogate(bench.objective, [each if fits else np.zeros_like(each) for each, fits in zip(logits, usable, strict=True)])
-        proposed = self._propose(state, surrogate, features, np.where(usable, sizes, 0.0), usable)
-        chosen, verdict, sized, correlation = self._confirm(bench, proposed, sizes)
-        running = _running(state.correlation, correlation)
-        diagnostics = {
-            "candidates": len(proposed.candidates),
-            "score": verdict.score,
-            "score-by-examples": sized.score,
-            "validation-loss": verdict.loss,
+        diagnostics: dict[str, float] = {
             "rejected-signals": len(claims.rejected),
-            **{f"alpha-{name}": alpha for name, alpha in zip((*FEATURES, *self.custom_features), proposed.alphas, strict=True)},
-            **{f"own-score-client-{u.client_id}": each.score for u, each in zip(ordered, own, strict=True)},
+            **{f"own-score-client-{update.client_id}": verdict.score for update, verdict in zip(updates, own, strict=True)},
         }
-        if correlation is not None:
-            diagnostics["surrogate-correlation"] = correlation
-        kept = replace(state, trial_draws=proposed.draws, trial_gains=proposed.gains, correlation=running)
-        return Mix(chosen), _Found(diagnostics, tuple(notes), kept)
-
-    def _propose(
-        self, state: ModalityAwareState, surrogate: Surrogate, features: Features, sizes: FloatArray, usable: npt.NDArray[np.bool_]
-    ) -> _Proposed:
-        """Candidates and their verdicts by the surrogate."""
-        sizes = sizes / sizes.sum()
-        base = surrogate.verdict(sizes)
-        candidates: list[tuple[FloatArray, Verdict]] = []
-
-        def add(weights: FloatArray) -> Verdict:
-            verdict = surrogate.verdict(weights)
-            candidates.append((weights, verdict))
-            return verdict
-
-        def masked(weights: FloatArray) -> FloatArray:
-            kept = np.where(usable, weights, 0.0)
-            return kept / kept.sum()
-
-        for _, weights in anchors(sizes):
-            if weights[usable].sum() > 0:
-                add(masked(weights))
-        add(greedy(surrogate.verdict, masked(sizes)) if usable.sum() > 1 else masked(sizes))
-        starts = (masked(sizes), masked(np.full(len(sizes), 1.0 / len(sizes))))
-        for label_weights in (np.ones(surrogate.logits.shape[2]), surrogate.objective.balanced_label_weights()):
-            for start in starts:
-                for weights in surrogate.descend(start, label_weights):
-                    add(masked(weights))
-        draws, gains = teacher.search(
-            lambda alphas: add(masked(softmax(features.logits(alphas)))).score - base.score,
-            state.trial_draws,
-            state.trial_gains,
-            num_trials=int(self.n_trials_per_round),
-            seed=int(self.seed),
-            round_index=state.round_index + 1,
-        )
-        all_draws = np.concatenate([state.trial_draws, draws])[-teacher.MEMORY :]
-        all_gains = np.concatenate([state.trial_gains, gains])[-teacher.MEMORY :]
-        alphas = teacher.on_simplex(draws[int(np.argmax(gains))]) if len(gains) else np.full(features.claimed.shape[1], np.nan)
-        return _Proposed(candidates, alphas, all_draws, all_gains)
-
-    def _confirm(
-        self, bench: Bench, proposed: _Proposed, sizes: FloatArray
-    ) -> tuple[FloatArray, Verdict, Verdict, float | None]:
-        """Really evaluate the best few and the size-weighted mix; returns the choice, both verdicts and the rank correlation."""
-        ranked = sorted(proposed.candidates, key=lambda pair: pair[1].rank, reverse=True)
-        best: list[tuple[FloatArray, Verdict]] = []
-        for weights, expected in ranked:
-            if len(best) == int(self.confirm):
-                break
-            if all(np.abs(weights - other).max() > 0.01 for other, _ in best):
-                best.append((weights, expected))
+        if not usable.any():
+            kept = f"round {state.round_index + 1}: no client's model gives finite outputs; the model is kept"
+            return _Result(Mix(np.full(len(sizes), 1 / len(sizes))), state, diagnostics, (*notes, kept), keep=True)
+        gates = _gates(claims, state.layout) if self.per_modality else {}
+        pupil = self._pupil(state, bench, features, usable, gates)
         sized = bench.verdict(Mix(sizes))
-        tried = [(weights, bench.verdict(Mix(weights))) for weights, _ in best]
-        uniform, expected = proposed.candidates[0]
-        pairs = [(e.score, v.score) for (_, e), (_, v) in zip(best, tried, strict=True)] + [(expected.score, bench.verdict(Mix(uniform)).score)]
-        tried.append((uniform, bench.verdict(Mix(uniform))))
-        top = max(verdict.score for _, verdict in [*tried, (sizes, sized)])
-        least = max(top - self.tolerance, sized.score)
-        chosen, verdict = sizes, sized
-        for weights, found in tried:
-            if found.score >= least and (found.loss < verdict.loss or verdict.score < least):
-                chosen, verdict = weights, found
-        return chosen, verdict, sized, rank_correlation([e for e, _ in pairs], [v for _, v in pairs])
+        diagnostics["score-by-examples"] = sized.score
+        if pupil is not None:
+            diagnostics["student-score"] = pupil[1].score
+            if state.gate.leads and state.gate.led < self.audit_every:
+                gate, note = after_student(state.gate, pupil[1], sized)
+                state = replace(state, gate=gate)
+                notes.append(note)
+                if gate.leads:
+                    found = {"score": pupil[1].score, "validation-loss": pupil[1].loss, "student-leads": 1.0}
+                    return _Result(pupil[0], state, diagnostics | found, tuple(notes))
+        surrogate = Surrogate(bench.objective, [each if fits else np.zeros_like(each) for each, fits in zip(logits, usable, strict=True)])
+        trust = state.correlation is None or state.correlation >= self.surrogate_floor
+        if not trust:
+            notes.append(f"mixed logits have ranked candidates badly (correlation {state.correlation:.2f}): all are really evaluated")
+        proposed = search.propose(
+            surrogate,
+            bench,
+            features,
+            sizes,
+            usable,
+            past=(state.trial_draws, state.trial_gains),
+            num_trials=self.n_trials_per_round,
+            seed=self.seed,
+            round_index=state.round_index + 1,
+            trust=trust,
+        )
+        choice = search.choose(bench, proposed, sizes, gates, confirm=self.confirm, tolerance=self.tolerance)
+        decisive = bool(np.abs(choice.mix.shares - sizes).max() > 0.01)
+        gate, note = after_teacher(
+            state.gate,
+            None if pupil is None else pupil[1],
+            choice.verdict,
+            sized,
+            decisive=decisive,
+            tolerance=self.tolerance,
+            patience=self.patience,
+        )
+        notes.append(note)
+        diagnostics |= {
+            "candidates": len(proposed.candidates),
+            "score": choice.verdict.score,
+            "teacher-score": choice.verdict.score,
+            "validation-loss": choice.verdict.loss,
+            **dict(zip((f"alpha-{name}" for name in (*FEATURES, *self.custom_features)), map(float, proposed.alphas), strict=False)),
+        }
+        if choice.correlation is not None:
+            diagnostics["surrogate-correlation"] = choice.correlation
+        state = replace(
+            state,
+            trial_draws=np.concatenate([state.trial_draws, proposed.draws])[-teacher.MEMORY :],
+            trial_gains=np.concatenate([state.trial_gains, proposed.gains])[-teacher.MEMORY :],
+            correlation=_running(state.correlation, choice.correlation),
+            gate=gate,
+        )
+        return _Result(choice.mix, self._taught(state, features, choice.mix.shares), diagnostics, tuple(notes))
+
+    def _pupil(
+        self, state: ModalityAwareState, bench: Bench, features: Features, usable: npt.NDArray[np.bool_], gates: Mapping[str, FloatArray]
+    ) -> tuple[Mix, Verdict] | None:
+        """The student's mix, gated where that is better, and how it does; it has not seen this round."""
+        if not self.student or state.student is None:
+            return None
+        weights = np.where(usable, state.student.weights(features), 0.0)
+        weights = weights / weights.sum()
+        mixes = [Mix(weights), *([gated(weights, state.layout, gates)] if gates else [])]
+        return max(((mix, bench.verdict(mix)) for mix in mixes), key=lambda pair: pair[1].rank)
+
+    def _taught(self, state: ModalityAwareState, features: Features, weights: FloatArray) -> ModalityAwareState:
+        """The state with one more lesson and the student trained on the replay."""
+        if not self.student:
+            return state
+        lessons = (*state.lessons, Lesson(features.meta(), weights))[-student.REPLAY :]
+        start = state.student or student.new_student(self._num_inputs, self.hidden_dim, self.seed)
+        trained, _ = student.train(start, lessons, learning_rate=self.aggregator_lr, entropy_coeff=self.entropy_coeff)
+        return replace(state, student=trained, lessons=lessons)
 
 
 @dataclass(frozen=True)
-class _Proposed:
-    candidates: list[tuple[FloatArray, Verdict]]
-    alphas: FloatArray
-    draws: FloatArray
-    gains: FloatArray
-
-
-@dataclass(frozen=True)
-class _Found:
-    diagnostics: Mapping[str, float]
-    notes: tuple[str, ...]
+class _Result:
+    mix: Mix
     state: ModalityAwareState
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    keep: bool = False
+
+
+def _gates(claims: Claims, layout: Layout) -> dict[str, FloatArray]:
+    """The clients' shares of rows with each modality, where the model has parts of its own for it."""
+    shares = {name.removeprefix("share."): values for name, values in claims.values.items() if name.startswith("share.")}
+    wanted = {name.removeprefix("no ") for name in part_names(layout)}
+    return {name: values for name, values in shares.items() if name in wanted}
+
+
+def _part_weights(mix: Mix, updates: Sequence[ClientUpdate]) -> dict[str, float]:
+    return {
+        f"weight-{name.replace(' ', '-')}-client-{update.client_id}": float(share)
+        for name, shares in mix.by_part.items()
+        for update, share in zip(updates, shares, strict=True)
+    }
 
 
 def _running(before: float | None, now: float | None) -> float | None:

@@ -1,17 +1,31 @@
-"""Weights per client and, where the model says which part belongs to which modality, per modality."""
+"""Weights per client and, where the model says which part belongs to which modality, per modality.
+
+A client without text leaves the text tower where it was. Averaged in like the others, it holds the tower back by its share.
+Gates mend that: a client counts in a modality's part by its weight times its share of rows with that modality (in a learnt
+stand-in for a missing modality: without it), so that a tower moves as far as those who trained it say.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedmap.weights import Layout, Weights, weighted_sum
+from fedmap.weights import Array, Layout, ModalityPart, Weights, is_float, weighted_sum
 
 FloatArray = npt.NDArray[np.float64]
+
+
+def part_name(part: ModalityPart) -> str:
+    """What a part's weights are kept under: "text", or "no text" for what only rows without text train."""
+    return f"no {part.modality}" if part.without else part.modality
+
+
+def part_names(layout: Layout) -> list[str]:
+    """All parts that a layout tells apart."""
+    return sorted({part_name(part) for parts in layout.modality_parts.values() for part in parts})
 
 
 @dataclass(frozen=True)
@@ -19,29 +33,68 @@ class Mix:
     """Weights on the simplex over the K clients.
 
     Attributes:
-        shares: [K] for every part of the model that belongs to no modality.
-        by_modality: [K] for the parts of one modality; a modality that is not named here takes `shares`.
+        shares: [K] for whatever belongs to no modality.
+        by_part: [K] for the parts of one modality, see `part_name`; a part that is not named takes `shares`.
     """
 
     shares: FloatArray
-    by_modality: Mapping[str, FloatArray] = field(default_factory=dict)
+    by_part: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def key(self) -> bytes:
         """Names the mix."""
-        parts = [b"", self.shares.tobytes()]
-        for name, shares in sorted(self.by_modality.items()):
-            parts += [name.encode(), shares.tobytes()]
-        return b"|".join(parts)
+        pieces = [self.shares.tobytes()]
+        for name, shares in sorted(self.by_part.items()):
+            pieces += [name.encode(), shares.tobytes()]
+        return b"|".join(pieces)
 
 
-def apply_mix(models: Sequence[Weights], mix: Mix, layout: Layout) -> dict[str, Any]:
-    """The mixed model. Clients whose weight is zero are not looked at.
+def gated(shares: FloatArray, layout: Layout, modality_shares: Mapping[str, FloatArray]) -> Mix:
+    """The mix with each part gated by the clients' shares of rows that train it.
 
-    With the size-weighted shares and no modalities this is FedAvg, bit for bit.
+    A part that nobody trained, or that all trained alike, keeps the plain shares.
+
+    Args:
+        shares: [K] on the simplex.
+        layout: says which parts there are.
+        modality_shares: by modality, [K] in [0, 1].
     """
-    return _mixed(models, mix.shares)
+    by_part = {}
+    for name in part_names(layout):
+        modality = name.removeprefix("no ")
+        if modality not in modality_shares:
+            continue
+        gate = modality_shares[modality] if name == modality else 1.0 - modality_shares[modality]
+        if (gate * shares).sum() > 1e-9 and np.ptp(gate[shares > 0]) > 0:
+            by_part[name] = gate * shares / (gate * shares).sum()
+    return Mix(shares, by_part)
 
 
-def _mixed(models: Sequence[Weights], shares: FloatArray) -> dict[str, Any]:
+def apply_mix(models: Sequence[Weights], mix: Mix, layout: Layout) -> dict[str, Array]:
+    """The mixed model. A client whose weight in a part is zero is not looked at there.
+
+    With the size-weighted shares and no parts this is FedAvg, bit for bit.
+    """
+    if not mix.by_part:
+        return _mixed(models, mix.shares, list(models[0]))
+    result: dict[str, Array] = {}
+    whole: dict[str, list[str]] = {}
+    for name in models[0]:
+        parts = layout.modality_parts.get(name, ())
+        only = len(parts) == 1 and parts[0].start == 0 and parts[0].stop is None
+        key = part_name(parts[0]) if only and is_float(models[0][name]) and part_name(parts[0]) in mix.by_part else ""
+        whole.setdefault(key, []).append(name)
+    for key, names in whole.items():
+        result |= _mixed(models, mix.by_part[key] if key else mix.shares, names)
+    for name, parts in layout.modality_parts.items():
+        if name in result and is_float(result[name]):
+            for part in parts:
+                if part_name(part) in mix.by_part and (part.start, part.stop) != (0, None):
+                    columns = slice(part.start, part.stop)
+                    cut = [{name: np.ascontiguousarray(model[name][..., columns])} for model in models]
+                    result[name][..., columns] = _mixed(cut, mix.by_part[part_name(part)], [name])[name]
+    return {name: result[name] for name in models[0]}
+
+
+def _mixed(models: Sequence[Weights], shares: FloatArray, names: Sequence[str]) -> dict[str, Array]:
     used = [k for k, share in enumerate(shares) if share > 0]
-    return weighted_sum([models[k] for k in used], [float(shares[k]) for k in used])
+    return weighted_sum([{name: models[k][name] for name in names} for k in used], [float(shares[k]) for k in used])

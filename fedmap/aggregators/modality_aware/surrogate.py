@@ -63,21 +63,20 @@ class Surrogate:
                 yield point / point.sum()
 
 
-def anchors(sizes: FloatArray) -> Iterator[tuple[str, FloatArray]]:
-    """Candidates that need no search: the uniform mix, and the size-weighted one without each client in turn."""
-    count = len(sizes)
-    yield "uniform", np.full(count, 1.0 / count)
-    for k in range(count):
+def anchors(sizes: FloatArray) -> Iterator[FloatArray]:
+    """Candidates that need no search: the size-weighted mix without each client in turn."""
+    for k in np.flatnonzero(sizes):
         rest = sizes.copy()
         rest[k] = 0.0
-        yield f"without client {k}", rest / rest.sum()
+        if rest.sum() > 0:
+            yield rest / rest.sum()
 
 
 def greedy(score: Callable[[FloatArray], Verdict], sizes: FloatArray) -> FloatArray:
     """Clients join a size-weighted mix one after the other, best first, as long as that does not lower the score."""
     best: tuple[float, float] = (-np.inf, -np.inf)
     chosen = np.zeros(len(sizes))
-    left = list(range(len(sizes)))
+    left = [int(k) for k in np.flatnonzero(sizes)]
     while left:
         trials = []
         for k in left:
@@ -90,7 +89,8 @@ def greedy(score: Callable[[FloatArray], Verdict], sizes: FloatArray) -> FloatAr
         best, k = rank, -minus_k
         chosen[k] = sizes[k]
         left.remove(k)
-    return chosen / chosen.sum()
+    final: FloatArray = chosen / chosen.sum()
+    return final
 
 
 def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float | None:

@@ -1,0 +1,172 @@
+"""The teacher's search in one round: propose candidates, score them by the surrogate, confirm the best few, choose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fedmap.aggregators.modality_aware import teacher
+from fedmap.aggregators.modality_aware.bench import Bench
+from fedmap.aggregators.modality_aware.features import Features, softmax
+from fedmap.aggregators.modality_aware.mixing import Mix, gated
+from fedmap.aggregators.modality_aware.objective import Verdict
+from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, greedy, rank_correlation
+
+FloatArray = npt.NDArray[np.float64]
+
+_APART = 0.01  # candidates whose weights differ by less are the same
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights [K], and how the surrogate and, where it was evaluated, the mixed model did."""
+
+    weights: FloatArray
+    expected: Verdict
+    real: Verdict | None = None
+
+    @property
+    def best_known(self) -> Verdict:
+        """The real verdict where there is one."""
+        return self.real or self.expected
+
+
+@dataclass(frozen=True)
+class Proposed:
+    """All candidates of a round, and the teacher's trials.
+
+    Attributes:
+        candidates: in the order of proposal, the uniform mix first.
+        draws: [T, F] the trials' draws, see `teacher.on_simplex`.
+        gains: [T] their gains over the size-weighted mix.
+    """
+
+    candidates: Sequence[Candidate]
+    draws: FloatArray
+    gains: FloatArray
+
+    @property
+    def alphas(self) -> FloatArray:
+        """[F] of the best trial; empty if there was none."""
+        return teacher.on_simplex(self.draws[int(np.argmax(self.gains))]) if len(self.gains) else np.zeros(0)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the search chose.
+
+    Attributes:
+        mix: the weights.
+        verdict: how the mixed model did.
+        sized: how the size-weighted mix did.
+        correlation: Spearman's, of expected and real scores; None where it could not be measured.
+    """
+
+    mix: Mix
+    verdict: Verdict
+    sized: Verdict
+    correlation: float | None
+
+
+def propose(
+    surrogate: Surrogate,
+    bench: Bench,
+    features: Features,
+    sizes: FloatArray,
+    usable: npt.NDArray[np.bool_],
+    *,
+    past: tuple[FloatArray, FloatArray],
+    num_trials: int,
+    seed: int,
+    round_index: int,
+    trust: bool,
+) -> Proposed:
+    """Candidates by rule, by gradient and by Optuna.
+
+    Args:
+        surrogate: scores them.
+        bench: evaluates them really where the surrogate is not trusted.
+        features: what the teacher mixes.
+        sizes: [K] shares of examples.
+        usable: [K] clients that may get any weight; at least one.
+        past: the teacher's past draws and gains.
+        num_trials: of the teacher.
+        seed: of its draws.
+        round_index: of its draws.
+        trust: whether the surrogate's ranks have agreed with real ones.
+    """
+    candidates: list[Candidate] = []
+
+    def masked(weights: FloatArray) -> FloatArray:
+        kept = np.where(usable, weights, 0.0)
+        shares: FloatArray = kept / kept.sum()
+        return shares
+
+    def add(weights: FloatArray) -> Verdict:
+        candidate = Candidate(weights, surrogate.verdict(weights), None if trust else bench.verdict(Mix(weights)))
+        candidates.append(candidate)
+        return candidate.best_known
+
+    sized, uniform = masked(sizes), masked(np.full(len(sizes), 1.0 / len(sizes)))
+    add(uniform)
+    base = add(sized)
+    for weights in anchors(sized):
+        add(masked(weights))
+    add(masked(greedy(surrogate.verdict, sized)))
+    for label_weights in (np.ones(surrogate.logits.shape[2]), surrogate.objective.balanced_label_weights()):
+        for start in (sized, uniform):
+            for weights in surrogate.descend(start, label_weights):
+                add(masked(weights))
+    draws, gains = teacher.search(
+        lambda alphas: add(masked(softmax(features.logits(alphas)))).score - base.score,
+        *past,
+        num_trials=num_trials,
+        seed=seed,
+        round_index=round_index,
+    )
+    return Proposed(candidates, draws, gains)
+
+
+def choose(bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[str, FloatArray], *, confirm: int, tolerance: float) -> Choice:
+    """Really evaluate the best few, with and without gates, and choose.
+
+    Among mixes whose score is within `tolerance` of the best one's and not below the size-weighted mix's, the lowest loss
+    wins: on a hundred rows F1 tells neighbours apart by luck. Ties fall to the size-weighted mix.
+
+    Args:
+        bench: evaluates.
+        proposed: candidates; the first is the uniform mix.
+        sizes: [K] shares of examples.
+        gates: by modality, [K] shares of rows with it; empty mixes the whole model alike.
+        confirm: how many to evaluate.
+        tolerance: >= 0.
+    """
+    best: list[Candidate] = []
+    for candidate in sorted(proposed.candidates, key=lambda each: each.best_known.rank, reverse=True):
+        if len(best) == confirm:
+            break
+        if all(np.abs(candidate.weights - other.weights).max() > _APART for other in best):
+            best.append(candidate)
+    sized = bench.verdict(Mix(sizes))
+    measured = [candidate for candidate in proposed.candidates if candidate.real is not None]
+    spread = measured or [*best, *proposed.candidates[:2]]
+    correlation = rank_correlation(*_finite_pairs(spread, lambda candidate: bench.verdict(Mix(candidate.weights))))
+    mixes = [Mix(candidate.weights) for candidate in [*best, proposed.candidates[0]]]
+    if gates:
+        mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(candidate.weights for candidate in best[:2]))]
+    tried = [(mix, bench.verdict(mix)) for mix in mixes]
+    least = max(max(verdict.score for _, verdict in tried) - tolerance, sized.score)
+    chosen, verdict = Mix(sizes), sized
+    for mix, found in tried:
+        if found.score >= least and (verdict.score < least or found.loss < verdict.loss):
+            chosen, verdict = mix, found
+    return Choice(chosen, verdict, sized, correlation)
+
+
+def _finite_pairs(candidates: Sequence[Candidate], real: Callable[[Candidate], Verdict]) -> tuple[list[float], list[float]]:
+    pairs = [(candidate.expected.score, real(candidate).score) for candidate in candidates]
+    kept = [pair for pair in pairs if np.isfinite(pair).all()]
+    return [left for left, _ in kept], [right for _, right in kept]
