@@ -94,9 +94,15 @@ def training_options(config: RunConfig) -> TrainingOptions:
     )
 
 
+FEDOPS_STRATEGY = "fedops.server.fedmap.strategy.ModalityAwareAggregation"
+
+
 def build_aggregator(config: RunConfig) -> Aggregator[ServerState]:
     """The aggregator that `server.strategy._target_` names."""
-    aggregator = _instantiate(config.strategy, "server.strategy")
+    node = dict(config.strategy)
+    if node["_target_"] == FEDOPS_STRATEGY:  # what FedOps' users have in their files; its keyword arguments are ours
+        node = {"seed": config.random_seed, **node, "_target_": "fedmap.aggregators.modality_aware.aggregator.ModalityAwareAggregation"}
+    aggregator = _instantiate(node, "server.strategy")
     for method in ("init", "broadcast", "aggregate"):
         if not callable(getattr(aggregator, method, None)):
             raise ConfigError(

@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmap.aggregators.base import ServerState, expected_names, with_num_clients
+from fedmap.aggregators.base import ServerState, expected_names, persist, restored, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.config import RunConfig
@@ -94,8 +94,8 @@ class Server:
                 "the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported"
             )
         registry = self._registry(grid, info)
+        state = restored(self.aggregator, self.aggregator.init(get_weights(self.model), layout_of(self.model)))
         registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
-        state = self.aggregator.init(get_weights(self.model), layout_of(self.model))
         self.progress.start(config.num_rounds)
         self._record(RoundRecord.of(RoundReport(round_index=0), [], **self._scores(state.weights)), state.weights)
         failed_in_a_row = 0
@@ -138,6 +138,7 @@ class Server:
             if len(updates) < least:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
             state, report = self.aggregator.aggregate(state, updates)
+            persist(self.aggregator, state)
             good = True
         except UpdateError as error:
             # The old model stays; the round is marked and counted, so that random draws differ in the next one.
