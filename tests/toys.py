@@ -54,6 +54,26 @@ class ToyJudge:
         return logits >= 0
 
 
+class LinearJudge:
+    """60 rows x [n, 6] whose four labels are x @ truth > 0; the model is one array "w" [6, 4] and its logits are x @ w."""
+
+    exclusive, tunable = False, True
+
+    def __init__(self, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        self.x, self.truth = rng.normal(size=(60, 6)), rng.normal(size=(6, 4))
+        self.labels = (self.x @ self.truth > 0).astype(np.uint8)
+        self.asked = 0
+
+    def logits(self, weights: Mapping[str, np.ndarray]) -> np.ndarray:
+        self.asked += 1
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self.x @ weights["w"].astype(np.float64)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        return logits >= 0
+
+
 class Parabola(nn.Module):
     """One parameter w and the loss curvature/2 (w - optimum)^2."""
 
@@ -109,6 +129,12 @@ def net_clients(options: TrainingOptions, count: int = 3, *, alike: bool = False
         split = Rows(x=x, labels=np.stack([x[:, 0] > shift, x[:, 1] + x[:, 2] > 2 * shift], axis=1))
         clients.append(LocalClient(k, model, {"train": split, "val": split, "test": split}, options, seed=3))
     return clients
+
+
+def pooled_validation(clients: Sequence[LocalClient]) -> Rows:
+    """All clients' validation rows in one split."""
+    splits = [client.splits["val"] for client in clients]
+    return Rows(**{name: np.concatenate([split.columns[name].numpy() for split in splits]) for name in splits[0].columns})
 
 
 def start(aggregator: Aggregator, clients: Sequence[LocalClient]):

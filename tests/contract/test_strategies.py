@@ -23,7 +23,7 @@ from fedmap.guard import check_update
 from fedmap.local.judge import ModelJudge
 from fedmap.local.rules import RULES, Memory, make_rule
 from fedmap.local.training import TrainingOptions
-from tests.toys import PLAIN_SGD, ToyJudge, net_clients, one_round, parabola, run, same, start
+from tests.toys import PLAIN_SGD, ToyJudge, net_clients, one_round, parabola, pooled_validation, run, same, start
 
 STRATEGIES = sorted(path.stem for path in (CONF / "strategy").glob("*.yaml"))
 NUM_CLIENTS = 5
@@ -183,7 +183,7 @@ def test_a_saved_run_goes_on_bit_for_bit(name):
 
 def test_learns_while_clients_miss_rounds(name):
     clients = net_clients(options_of(name), NUM_CLIENTS)
-    aggregator = with_judge(built(name), ModelJudge(clients[0].model, clients[0].splits["val"], clients[0].options))
+    aggregator = with_judge(built(name), ModelJudge(clients[0].model, pooled_validation(clients), clients[0].options))
     state = start(aggregator, clients)
     initial = copy.deepcopy(aggregator.broadcast(state))
     before = np.mean([client.evaluate_round(initial, Memory()).loss for client in clients])

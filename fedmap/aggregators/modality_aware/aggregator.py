@@ -45,7 +45,7 @@ class ModalityAwareState(ServerState):
     Attributes:
         trial_draws: [T, F] what the teacher's past trials drew.
         trial_gains: [T] their gains over the size-weighted mix.
-        correlation: running mean of the surrogate's rank correlation; None before it was measured.
+        correlation: running mean of the surrogate's rank correlation over the rounds where ranks mattered; None before the first.
         student: the student; None before the first lesson.
         lessons: the replay, oldest first.
         gate: who leads the next round.
@@ -304,7 +304,7 @@ class ModalityAwareAggregation:
             state,
             trial_draws=np.concatenate([state.trial_draws, proposed.draws])[-teacher.MEMORY :],
             trial_gains=np.concatenate([state.trial_gains, proposed.gains])[-teacher.MEMORY :],
-            correlation=_running(state.correlation, choice.correlation),
+            correlation=_running(state.correlation, choice.correlation if choice.telling else None),
             gate=gate,
         )
         return _Result(choice.mix, self._taught(state, features, choice.mix.shares), diagnostics, tuple(notes))

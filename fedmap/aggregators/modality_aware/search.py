@@ -63,12 +63,14 @@ class Choice:
         verdict: how the mixed model did.
         sized: how the size-weighted mix did.
         correlation: Spearman's, of expected and real scores; None where it could not be measured.
+        telling: whether the real scores lie further apart than the tolerance; ranks among equals are luck.
     """
 
     mix: Mix
     verdict: Verdict
     sized: Verdict
     correlation: float | None
+    telling: bool
 
 
 def propose(
@@ -153,7 +155,8 @@ def choose(bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[s
     sized = bench.verdict(Mix(sizes))
     measured = [candidate for candidate in proposed.candidates if candidate.real is not None]
     spread = measured or [*best, *proposed.candidates[:2]]
-    correlation = rank_correlation(*_finite_pairs(spread, lambda candidate: bench.verdict(Mix(candidate.weights))))
+    expected, real = _finite_pairs(spread, lambda candidate: bench.verdict(Mix(candidate.weights)))
+    telling = bool(real) and max(real) - min(real) > tolerance
     mixes = [Mix(candidate.weights) for candidate in [*best, proposed.candidates[0]]]
     if gates:
         mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(candidate.weights for candidate in best[:2]))]
@@ -163,7 +166,7 @@ def choose(bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[s
     for mix, found in tried:
         if found.score >= least and (verdict.score < least or found.loss < verdict.loss):
             chosen, verdict = mix, found
-    return Choice(chosen, verdict, sized, correlation)
+    return Choice(chosen, verdict, sized, rank_correlation(expected, real), telling)
 
 
 def _finite_pairs(candidates: Sequence[Candidate], real: Callable[[Candidate], Verdict]) -> tuple[list[float], list[float]]:
