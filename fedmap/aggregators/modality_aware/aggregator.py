@@ -70,6 +70,7 @@ class ModalityAwareAggregation:
         claim_limit: what a client claims moves its logit by at most this, >= 0; its odds by a factor of at most exp(4 claim_limit).
         confirm: how many of the surrogate's best candidates are really mixed and evaluated, >= 1.
         tolerance: scores this close to the best count as equal, and the lowest loss among them decides, >= 0.
+        caution: standard errors of the validation loss by which a mix must beat the one by examples, else they tie, >= 0.
         surrogate_floor: below this running rank correlation candidates are evaluated really, in [-1, 1].
         per_modality: whether clients count in a modality's part of the model only as far as they trained it.
         objective: "tuned": macro-F1 at each label's best threshold on the validation rows; "decided": at the model's own decision.
@@ -94,6 +95,7 @@ class ModalityAwareAggregation:
     claim_limit: float = 0.5
     confirm: int = 4
     tolerance: float = 0.02
+    caution: float = 1.5
     surrogate_floor: float = 0.3
     per_modality: bool = True
     objective: str = "tuned"
@@ -117,7 +119,7 @@ class ModalityAwareAggregation:
             check_number(name, value, least)
             if not isinstance(value, int):
                 raise ConfigError(f"{name}={value!r}: expected an integer")
-        for name in ("claim_limit", "tolerance", "fairness_penalty", "entropy_coeff", "mu"):
+        for name in ("claim_limit", "tolerance", "caution", "fairness_penalty", "entropy_coeff", "mu"):
             check_number(name, getattr(self, name), 0)
         check_number("perf_mix_lambda", self.perf_mix_lambda, 0, 1)
         check_number("surrogate_floor", self.surrogate_floor, -1, 1)
@@ -279,7 +281,7 @@ class ModalityAwareAggregation:
             round_index=state.round_index + 1,
             trust=trust,
         )
-        choice = search.choose(bench, proposed, sizes, gates, confirm=self.confirm, tolerance=self.tolerance)
+        choice = search.choose(bench, proposed, sizes, gates, confirm=self.confirm, tolerance=self.tolerance, caution=self.caution)
         decisive = bool(np.abs(choice.mix.shares - sizes).max() > 0.01)
         gate, note = after_teacher(
             state.gate,

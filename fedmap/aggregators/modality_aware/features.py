@@ -105,9 +105,9 @@ def make_features(
         own = values[f"custom.{name}"]
         claimed.append(z_scores(own, 0.1 * float(np.abs(own).mean()) + 1e-12, z_clip) * (1 if better == HIGHER else -1))
     verified = np.zeros((len(verdicts), len(claimed)))
-    verified[:, 0] = score(np.array([verdict.score for verdict in verdicts]), "score")
+    verified[:, 0] = score(np.array([max(verdict.score, -1.0) for verdict in verdicts]), "score")
     verified[:, 4] = -score(np.log1p(np.array([min(verdict.loss, 1e9) for verdict in verdicts])), "log")
-    verified[:, 5] = -score(np.log1p(np.asarray(update_norms, dtype=np.float64)), "log")
+    verified[:, 5] = -score(np.log1p(np.minimum(np.asarray(update_norms, dtype=np.float64), 1e30)), "log")
     return Features(verified, np.stack(claimed, axis=1), claim_limit)
 
 

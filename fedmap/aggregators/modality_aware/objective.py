@@ -29,16 +29,26 @@ class Verdict:
         score: what is maximised: macro-F1 in [0, 1] less the fairness penalty; -inf where logits are not finite.
         loss: mean loss over rows, >= 0; inf where logits are not finite.
         macro_f1: without the penalty, in [0, 1].
+        row_losses: [n], whose mean is the loss; None where logits are not finite.
     """
 
     score: float
     loss: float
     macro_f1: float
+    row_losses: FloatArray | None = field(default=None, compare=False, repr=False)
 
     @property
     def rank(self) -> tuple[float, float]:
         """Sorts verdicts: the higher, the better."""
         return self.score, -self.loss
+
+
+def clearly_better(verdict: Verdict, other: Verdict, caution: float) -> bool:
+    """Whether the rows' losses are lower by more than `caution` standard errors of their mean difference, row by row."""
+    if verdict.row_losses is None or other.row_losses is None:
+        return verdict.row_losses is not None
+    gains = other.row_losses - verdict.row_losses
+    return bool(gains.mean() > caution * gains.std() / np.sqrt(len(gains)))
 
 
 HOPELESS = Verdict(-np.inf, np.inf, 0.0)
@@ -76,7 +86,8 @@ class Objective:
         else:
             f1 = MultilabelCounts.of(self.judge.decide(logits), self.judge.labels).per_label_f1
         macro = float(f1.mean())
-        return Verdict(score=macro - self._penalty(f1), loss=self.loss(logits), macro_f1=macro)
+        losses = self.row_losses(logits)
+        return Verdict(score=macro - self._penalty(f1), loss=float(losses.mean()), macro_f1=macro, row_losses=losses)
 
     def _penalty(self, f1: FloatArray) -> float:
         if self.fairness == "none" or self.penalty == 0:
@@ -89,11 +100,17 @@ class Objective:
 
     def loss(self, logits: npt.NDArray[np.floating[Any]]) -> float:
         """The mean of the rows' losses."""
+        return float(self.row_losses(logits).mean())
+
+    def row_losses(self, logits: npt.NDArray[np.floating[Any]]) -> FloatArray:
+        """[n] each row's loss: softmax cross-entropy, or the mean of its labels' binary cross-entropies."""
         z = np.asarray(logits, dtype=np.float64)
         if self.judge.exclusive:
             top = z.max(axis=1, keepdims=True)
-            return float((np.log(np.exp(z - top).sum(axis=1)) + top[:, 0] - (z * self._truth).sum(axis=1)).mean())
-        return float((np.logaddexp(0.0, z) - z * self._truth).mean())
+            losses: FloatArray = np.log(np.exp(z - top).sum(axis=1)) + top[:, 0] - (z * self._truth).sum(axis=1)
+            return losses
+        losses = (np.logaddexp(0.0, z) - z * self._truth).mean(axis=1)
+        return losses
 
     def loss_gradient(self, logits: FloatArray, label_weights: FloatArray) -> FloatArray:
         """d(weighted loss)/d(logits), [n, C]; `label_weights` [C] says how much each label counts, 1 everywhere is the loss itself."""

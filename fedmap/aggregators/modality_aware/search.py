@@ -12,7 +12,7 @@ from fedmap.aggregators.modality_aware import teacher
 from fedmap.aggregators.modality_aware.bench import Bench
 from fedmap.aggregators.modality_aware.features import Features, softmax
 from fedmap.aggregators.modality_aware.mixing import Mix, gated
-from fedmap.aggregators.modality_aware.objective import Verdict
+from fedmap.aggregators.modality_aware.objective import Verdict, clearly_better
 from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, greedy, rank_correlation
 
 FloatArray = npt.NDArray[np.float64]
@@ -132,11 +132,14 @@ def propose(
     return Proposed(candidates, draws, gains)
 
 
-def choose(bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[str, FloatArray], *, confirm: int, tolerance: float) -> Choice:
+def choose(
+    bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[str, FloatArray], *, confirm: int, tolerance: float, caution: float
+) -> Choice:
     """Really evaluate the best few, with and without gates, and choose.
 
     Among mixes whose score is within `tolerance` of the best one's and not below the size-weighted mix's, the lowest loss
-    wins: on a hundred rows F1 tells neighbours apart by luck. Ties fall to the size-weighted mix.
+    wins: on a hundred rows F1 tells neighbours apart by luck. A mix that does not beat the size-weighted one clearly ties with it,
+    and ties fall to the size-weighted mix: the best of many candidates looks better than it is.
 
     Args:
         bench: evaluates.
@@ -145,6 +148,7 @@ def choose(bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[s
         gates: by modality, [K] shares of rows with it; empty mixes the whole model alike.
         confirm: how many to evaluate.
         tolerance: >= 0.
+        caution: standard errors of the loss by which a mix must beat the size-weighted one, >= 0.
     """
     best: list[Candidate] = []
     for candidate in sorted(proposed.candidates, key=lambda each: each.best_known.rank, reverse=True):
@@ -161,7 +165,8 @@ def choose(bench: Bench, proposed: Proposed, sizes: FloatArray, gates: Mapping[s
     if gates:
         mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(candidate.weights for candidate in best[:2]))]
     tried = [(mix, bench.verdict(mix)) for mix in mixes]
-    least = max(max(verdict.score for _, verdict in tried) - tolerance, sized.score)
+    tried = [(mix, verdict) for mix, verdict in tried if clearly_better(verdict, sized, caution)]
+    least = max([sized.score, *(verdict.score - tolerance for _, verdict in tried)])
     chosen, verdict = Mix(sizes), sized
     for mix, found in tried:
         if found.score >= least and (verdict.score < least or found.loss < verdict.loss):
