@@ -10,5 +10,8 @@ def after_round(update: ClientUpdate) -> ClientUpdate:
 
         signals = replace(update.signals, custom={"battery": 0.8})
         return replace(update, signals=signals)
+
+    With strategy=modality_aware, `server.strategy.custom_features={battery: higher}` makes it a feature that the weights may
+    depend on. A signal that a client would rather keep to itself is set to None: it then counts as the middle client's.
     """
     return update

@@ -1,4 +1,8 @@
-"""What a client measures about itself, from quantities that training produced anyway: no second pass over the data."""
+"""What a client measures about itself, from quantities that training produced anyway: no second pass over the data.
+
+Ranges and units stand in `fedmap.records.ClientSignals`, what each gives away in docs/algorithms/modality_aware.md. Label signals come
+from the label matrix; no image is decoded for them. Add one of your own in flclient_patch.py.
+"""
 
 from __future__ import annotations
 
