@@ -173,7 +173,8 @@ def describe(record: RoundRecord, num_rounds: int) -> str:
     if scores is not None:
         if scores.loss is not None:
             parts.append(f"{where} loss {scores.loss:.3f}")
-        parts.append(f"{where} macro-F1 {scores.macro_f1:.3f}")
+        tuned = f" ({record.validation_tuned.macro_f1:.3f} at tuned thresholds)" if record.validation_tuned else ""
+        parts.append(f"{where} macro-F1 {scores.macro_f1:.3f}{tuned}")
     if record.seconds:
         parts.append(duration(sum(record.seconds.values())))
     return ", ".join(parts)

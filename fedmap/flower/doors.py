@@ -15,6 +15,7 @@ from fedmap import config as configuration
 from fedmap.config import RunConfig
 from fedmap.errors import FederationError, QuorumError
 from fedmap.flower import processes
+from fedmap.progress import Progress
 
 _MISTAKE, _FAILED, _INTERRUPTED = 2, 1, 130
 
@@ -79,6 +80,7 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     from fedmap.progress import make_progress
 
     progress = make_progress()
+    _log_through(progress)
     try:
         if config.runtime.name == "superlink":
             from fedmap.flower import superlink
@@ -91,11 +93,30 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     _show_results(folder)
 
 
+class _Notes(logging.Handler):
+    """Log lines as notes of the progress display, which a raw line would tear."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__(logging.INFO)
+        self.progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.progress.note(record.getMessage())
+
+
+def _log_through(progress: Progress) -> None:
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler):
+            handler.addFilter(lambda record: not record.name.startswith("fedmap"))
+    logging.getLogger("fedmap").addHandler(_Notes(progress))
+
+
 def _serve_locally(config: RunConfig, file: Path, folder: Any, progress: Any, server_class: Any) -> None:
     from fedmap.build import build_data
     from fedmap.flower.local_grid import LocalGrid
 
-    clients = list(build_data(config).client_ids())
+    data = build_data(config)
+    clients = list(data.client_ids())
     if config.num_clients is not None:
         if config.num_clients > len(clients):
             raise QuorumError(
@@ -108,7 +129,7 @@ def _serve_locally(config: RunConfig, file: Path, folder: Any, progress: Any, se
     if workers is None:
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(clients))
     nodes = {client_id + 100: {"client-id": client_id, "config": str(file)} for client_id in clients}
-    server = server_class(config, folder, progress, len(clients), run_name(folder.path))
+    server = server_class(config, folder, progress, len(clients), run_name(folder.path), data)
     with LocalGrid(nodes, workers) as grid:
         server.run(grid)
 

@@ -15,7 +15,7 @@ from fedmap.aggregators.base import ServerState, expected_names, persist, restor
 from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.config import RunConfig
-from fedmap.data.base import Split
+from fedmap.data.base import FederatedData, Split
 from fedmap.errors import ConfigError, QuorumError, UpdateError
 from fedmap.flower.exchange import Answer, content_bytes, exchange
 from fedmap.flower.registry import Registry, quorum_of
@@ -43,6 +43,7 @@ class Server:
         progress: told what happens, for people.
         expected: how many clients to wait for.
         name: names the run; clients keep their memory under it.
+        data: the data set, where it has been built already.
     """
 
     config: RunConfig
@@ -50,12 +51,13 @@ class Server:
     progress: Progress
     expected: int
     name: str
+    data: FederatedData | None = None
 
     def __post_init__(self) -> None:
         import torch
 
         torch.set_num_threads(self.config.runtime.threads)
-        data = build_data(self.config)
+        data = self.data or build_data(self.config)
         self.label_names = tuple(data.label_names)
         self.model: nn.Module = build_model(self.config, data)
         cache = cache_dir(self.config)
