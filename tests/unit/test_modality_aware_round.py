@@ -82,6 +82,16 @@ def test_a_wrong_client_loses_its_weight_whatever_it_claims():
     assert report.diagnostics["score"] > report.diagnostics["score-by-examples"] + 0.2
 
 
+def test_a_claim_of_many_examples_has_to_be_borne_out():
+    def weight(noise):
+        method = aggregator(caution=1e9)
+        _, report = method.aggregate(start(method), clients(noise, 0.5, 0.5, 0.5, sizes=[10**9, 10, 10, 10]))
+        return report.client_weights[0]
+
+    assert weight(0.01) > 0.999  # its model is as good as it says
+    assert weight(3.0) == pytest.approx(10 / 13)
+
+
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
 def test_a_poisoned_model_does_not_spread(poison):
     bad = update(1, {"w": np.full((6, 4), poison, np.float32)}, 1000)

@@ -17,6 +17,7 @@ from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, gree
 
 FloatArray = npt.NDArray[np.float64]
 
+_LARGEST = 10.0  # times the median's examples, from which on a claim must be borne out
 _APART = 0.01  # candidates whose weights differ by less are the same
 
 
@@ -166,12 +167,27 @@ def choose(
         mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(candidate.weights for candidate in best[:2]))]
     tried = [(mix, bench.verdict(mix)) for mix in mixes]
     tried = [(mix, verdict) for mix, verdict in tried if clearly_better(verdict, sized, caution)]
+    cut = Mix(borne_out(sizes))
+    if np.abs(cut.shares - sizes).max() > 0 and clearly_better(bench.verdict(cut), sized, 0.0):
+        tried.append((cut, bench.verdict(cut)))
     least = max([sized.score, *(verdict.score - tolerance for _, verdict in tried)])
     chosen, verdict = Mix(sizes), sized
     for mix, found in tried:
         if found.score >= least and (verdict.score < least or found.loss < verdict.loss):
             chosen, verdict = mix, found
     return Choice(chosen, verdict, sized, rank_correlation(expected, real), telling)
+
+
+def borne_out(sizes: FloatArray) -> FloatArray:
+    """Shares of examples where nobody counts more than 10 times the (lower) median client.
+
+    A number of examples is a claim, too. A larger one counts in full only as long as that does not cost anything on the
+    validation rows: this mix needs no caution to displace the size-weighted one.
+    """
+    middle = np.sort(sizes)[(len(sizes) - 1) // 2]
+    cut = np.minimum(sizes, _LARGEST * middle)
+    shares: FloatArray = sizes if (cut == sizes).all() else cut / cut.sum()
+    return shares
 
 
 def _finite_pairs(candidates: Sequence[Candidate], real: Callable[[Candidate], Verdict]) -> tuple[list[float], list[float]]:
