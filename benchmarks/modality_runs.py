@@ -28,13 +28,14 @@ from fedmap.weights import Layout, Weights
 
 SCORING_BATCH = 512  # rows at a time when a model is scored
 
-# Each strategy's settings beside the common ones. The peer is named by its own class and not configured here.
+# Each strategy's settings beside the common ones; each of ours adds to the one before, and the last is the configuration's
+# default. The peer is configured by its own class.
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "fedavg": ("strategy=fedavg",),
     "fedprox": ("strategy=fedprox",),
-    "teacher": ("strategy=modality_aware",),
-    "student": ("strategy=modality_aware",),
-    "per-modality": ("strategy=modality_aware",),
+    "teacher": ("strategy=modality_aware", "server.strategy.student=false", "server.strategy.per_modality=false"),
+    "student": ("strategy=modality_aware", "server.strategy.student=true", "server.strategy.per_modality=false"),
+    "per-modality": ("strategy=modality_aware", "server.strategy.student=true", "server.strategy.per_modality=true"),
     "peer": ("strategy=fedavg",),
 }
 OURS = ("teacher", "student", "per-modality")
