@@ -35,6 +35,8 @@ HEADLINE = "per-modality"  # the configuration's default: what the targets are a
 SCORES = ("tuned", "at_half", "last.tuned", "last.at_half", "clients_mean.tuned", "clients_worst.tuned", "aggregation_seconds")
 TIMED_TRIALS = (32, 100)  # candidates per round when a whole model's aggregation is timed
 
+TOLD = ("evaluations", "candidates", "surrogate correlation", "share led by the student", "refused signals")
+
 Timing = dict[str, dict[str, Any]]  # by number of trials, see `seconds_of_aggregation`
 Runs = dict[str, dict[str, list[dict[str, Any]]]]  # by setting and strategy, one per seed
 
@@ -133,13 +135,20 @@ def tables(runs: Runs, timing: Timing) -> list[Table]:
         if over in strategies:
             shown.append(table(f"Points of macro-F1 above {over}, paired by seed, tuned thresholds", gain(over)))
             shown.append(table(f"Points of macro-F1 above {over}, paired by seed, at 0.5", gain(over, "at_half")))
-    rows = [
+    for strategy in (one for one in OURS if one in strategies):
+        searches: list[list[object]] = []
+        for setting, by_strategy in runs.items():
+            told = [_told(one) for one in by_strategy[strategy]]
+            known = [[value for each in told if (value := each[name]) is not None] for name in TOLD]
+            searches.append([SETTINGS[setting].title, *(fmean(values) if values else "" for values in known)])
+        shown.append(Table(f"The search of {strategy}, means per round", ("setting", *TOLD), searches))
+    whole = [
         (f"{who}, {trials} trials", fmean(timed[who]["seconds"]), timed[who]["evaluations"], f"{timed['parameters']:,}")
         for trials, timed in timing.items()
         for who in ("ours", "peer")
     ]
-    if rows:
-        shown.append(Table("One aggregation of five whole models", ("", "seconds", "models evaluated", "parameters"), rows))
+    if whole:
+        shown.append(Table("One aggregation of five whole models", ("", "seconds", "models evaluated", "parameters"), whole))
     return shown
 
 
@@ -181,18 +190,28 @@ def _kept(path: Path, key: dict[str, Any]) -> dict[str, Any] | None:
     return content["run"] if content["key"] == key else None
 
 
+def _told(one: dict[str, Any]) -> dict[str, float | None]:
+    """What a run's search reported, as means over rounds; None where it reported nothing of the kind."""
+
+    def mean(name: str) -> float | None:
+        found = [told[name] for told in one["diagnostics"] if name in told]
+        return fmean(found) if found else None
+
+    evaluations = fmean(one["evaluations"]) if one["evaluations"] else mean("evaluations")
+    led = [told.get("student-leads", 0.0) for told in one["diagnostics"]]
+    found = (evaluations, mean("candidates"), mean("surrogate-correlation"), fmean(led), mean("rejected-signals"))
+    return dict(zip(TOLD, found, strict=True))
+
+
 def _brief(runs: Runs) -> Runs:
     """What is saved of each run: its curve, its weights and what it spent."""
 
     def brief(one: dict[str, Any]) -> dict[str, Any]:
-        correlations = [d["surrogate-correlation"] for d in one["diagnostics"] if "surrogate-correlation" in d]
-        spent = one["evaluations"] or [d["evaluations"] for d in one["diagnostics"] if "evaluations" in d]
         return {
             "chosen_round": one["chosen_round"],
             "curve": [round(score, 4) for score in one["curve"]],
             "weights": [{k: round(w, 3) for k, w in weights.items()} for weights in one["weights"]],
-            "surrogate_correlation": round(fmean(correlations), 3) if correlations else None,
-            "evaluations": fmean(spent) if spent else None,
+            **_told(one),
         }
 
     return {setting: {strategy: [brief(one) for one in many] for strategy, many in by.items()} for setting, by in runs.items()}
