@@ -49,9 +49,7 @@ def split_labels(field: str) -> tuple[str, ...]:
 class LabelSet:
     """The ordered labels of a data set, and the way from a source's labels to them."""
 
-    def __init__(
-        self, names: Sequence[str], mapping: Mapping[str, str | None], dropped: frozenset[str], hints: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, names: Sequence[str], mapping: Mapping[str, str | None], dropped: frozenset[str], hints: Sequence[str] = ()) -> None:
         self.names = tuple(names)
         self._hints = tuple(hints or names)
         self._known = frozenset(names)

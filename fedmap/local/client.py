@@ -53,9 +53,7 @@ class LocalClient:
         evaluated = time.perf_counter()
         place = {"round_index": broadcast.round_index, "client_id": self.client_id}
         with torch_seed(self.seed, purpose="train", **place):
-            result = train(
-                self.model, train_split, self.options, rule, generator(self.seed, purpose="batches", **place), on_step
-            )
+            result = train(self.model, train_split, self.options, rule, generator(self.seed, purpose="batches", **place), on_step)
         trained = time.perf_counter()
         after = evaluate(self.model, val_split, self.options)
         outcome = rule.finish(self.model, progress_of(self.model, train_split, self.options, result))
@@ -66,9 +64,7 @@ class LocalClient:
             f1_after=after.counts.macro_f1 if has_validation else None,
             validation_loss=after.loss if has_validation else None,
             train_loss=result.loss,
-            update_norm=norm(
-                difference(layout_of(self.model).parameters(outcome.weights), broadcast.weights)
-            ),
+            update_norm=norm(difference(layout_of(self.model).parameters(outcome.weights), broadcast.weights)),
             gradient_norm=result.gradient_norm,
             label_imbalance=label_imbalance(train_split.labels),
             diversity=diversity(train_split.labels),
@@ -96,5 +92,3 @@ class LocalClient:
         set_weights(self.model, broadcast.weights)
         rule.load_for_evaluation(self.model, memory)
         return evaluate(self.model, self.splits[split], self.options)
-
-

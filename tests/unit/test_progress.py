@@ -78,8 +78,6 @@ def test_the_time_left_of_a_resumed_run_counts_from_its_own_first_round() -> Non
     assert pace.left(8) == pytest.approx(20.0)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(12.2, "12 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(12.2, "12 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
