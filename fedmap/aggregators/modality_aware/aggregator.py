@@ -37,6 +37,8 @@ from fedmap.weights import Layout, Weights
 
 FloatArray = npt.NDArray[np.float64]
 
+_FAR = 10.0  # times the median norm of a client's change
+
 
 @dataclass(frozen=True)
 class ModalityAwareState(ServerState):
@@ -228,23 +230,21 @@ class ModalityAwareAggregation:
         logits = [bench.logits(update.weights) for update in updates]
         own = [bench.objective.verdict(each) for each in logits]
         claims = check_claims(updates, self.custom_features)
+        norms = [update_norm(update, state.weights, state.layout) for update in updates]
         features = make_features(
             claims,
             [update.num_examples for update in updates],
             own,
-            [update_norm(update, state.weights, state.layout) for update in updates],
+            norms,
             perf_mix_lambda=self.perf_mix_lambda,
             z_clip=self.z_clip,
             claim_limit=self.claim_limit,
             custom=self.custom_features,
         )
-        usable = np.array([np.isfinite(verdict.loss) for verdict in own])
+        reasons = _reasons_against(own, norms)
+        usable = np.array([not reason for reason in reasons])
         notes = [f"signal refused, it counts as the round's worst: {sentence}" for sentence in claims.rejected]
-        notes += [
-            f"client {update.client_id} gets no weight: its model gives outputs that are not finite"
-            for update, fits in zip(updates, usable, strict=True)
-            if not fits
-        ]
+        notes += [f"client {update.client_id} gets no weight: {reason}" for update, reason in zip(updates, reasons, strict=True) if reason]
         diagnostics: dict[str, float] = {
             "rejected-signals": len(claims.rejected),
             **{f"own-score-client-{update.client_id}": verdict.score for update, verdict in zip(updates, own, strict=True)},
@@ -252,6 +252,8 @@ class ModalityAwareAggregation:
         if not usable.any():
             kept = f"round {state.round_index + 1}: no client's model gives finite outputs; the model is kept"
             return _Result(Mix(np.full(len(sizes), 1 / len(sizes))), state, diagnostics, (*notes, kept), keep=True)
+        if not usable.all():
+            sizes = np.where(usable, sizes, 0.0) / sizes[usable].sum()
         gates = _gates(claims, state.layout) if self.per_modality else {}
         pupil = self._pupil(state, bench, features, usable, gates)
         sized = bench.verdict(Mix(sizes))
@@ -339,6 +341,23 @@ class _Result:
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     keep: bool = False
+
+
+def _reasons_against(own: Sequence[Verdict], norms: Sequence[float]) -> list[str]:
+    """For each client why its model may get no weight at all; "" where it may.
+
+    Both measures are the server's own. A diverged model is finite but far from everybody's, and a few percent of it are enough to ruin
+    a mix for ever; a model that is far and good, for instance of a client with by far the most rows, stays.
+    """
+    finite = [bool(np.isfinite(verdict.loss)) for verdict in own]
+    reasons = ["" if fits else "its model gives outputs that are not finite" for fits in finite]
+    if sum(finite) >= 3:  # with two nobody can tell which one is far
+        usual_norm = float(np.median([norm for norm, fits in zip(norms, finite, strict=True) if fits]))
+        usual_loss = float(np.median([verdict.loss for verdict, fits in zip(own, finite, strict=True) if fits]))
+        for k, (verdict, norm) in enumerate(zip(own, norms, strict=True)):
+            if finite[k] and norm > _FAR * usual_norm and verdict.loss > usual_loss:
+                reasons[k] = f"its change is {norm / max(usual_norm, 1e-12):.0f} times as large as usual and its model worse than most"
+    return reasons
 
 
 def _gates(claims: Claims, layout: Layout) -> dict[str, FloatArray]:
