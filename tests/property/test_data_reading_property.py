@@ -32,7 +32,9 @@ slow_disk = settings(max_examples=40, deadline=None, suppress_health_check=[Heal
 @slow_disk
 @given(st.data(), names, st.sampled_from(["\n", "\r\n"]), st.booleans())
 def test_any_table_that_csv_can_write_is_read_back(data, img_names, line_end, mark):
-    written = [(name, data.draw(texts), data.draw(labels)) for name in img_names]
+    # with "\n" as its line end, the csv module leaves a lone "\r" unquoted and cannot read its own table back
+    wanted = texts if line_end == "\r\n" else texts.map(lambda text: text.replace("\r", "_"))
+    written = [(name, data.draw(wanted), data.draw(labels)) for name in img_names]
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator=line_end)
     writer.writerow(["img_name", "text", "labels"])
