@@ -64,6 +64,6 @@ class ModelJudge:
 
 NO_ROWS = (
     "this strategy chooses the clients' weights on the server's validation rows, and the server has none; put them into "
-    "dataset/server/server_val.csv (data_preparation.py makes it), give your data set's server() a \"val\" split, "
+    'dataset/server/server_val.csv (data_preparation.py makes it), give your data set\'s server() a "val" split, '
     "or take a strategy that needs no server data, e.g. strategy=fedavg"
 )
