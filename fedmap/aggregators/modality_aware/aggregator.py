@@ -72,7 +72,7 @@ class ModalityAwareAggregation:
         claim_limit: what a client claims moves its logit by at most this, >= 0; its odds by a factor of at most exp(4 claim_limit).
         confirm: how many of the surrogate's best candidates are really mixed and evaluated, >= 1.
         tolerance: scores this close to the best count as equal, and the lowest loss among them decides, >= 0.
-        caution: standard errors of the validation loss by which a mix must beat the one by examples, else they tie, >= 0.
+        caution: standard errors of validation loss or score by which a mix must beat the one by examples, else they tie, >= 0.
         surrogate_floor: below this running rank correlation candidates are evaluated really, in [-1, 1].
         per_modality: whether clients count in a modality's part of the model only as far as they trained it.
         objective: "tuned": macro-F1 at each label's best threshold on the validation rows; "decided": at the model's own decision.

@@ -18,6 +18,8 @@ from fedmap.metrics import MultilabelCounts, best_label_f1
 FloatArray = npt.NDArray[np.float64]
 
 FAIRNESS = ("none", "label", "client")
+_GROUPS = 10  # of rows, left out one at a time to see how sure a score is
+
 OBJECTIVES = ("tuned", "decided")
 
 
@@ -29,26 +31,18 @@ class Verdict:
         score: what is maximised: macro-F1 in [0, 1] less the fairness penalty; -inf where logits are not finite.
         loss: mean loss over rows, >= 0; inf where logits are not finite.
         macro_f1: without the penalty, in [0, 1].
-        row_losses: [n], whose mean is the loss; None where logits are not finite.
+        logits: [n, C] that were scored; None where they are not finite.
     """
 
     score: float
     loss: float
     macro_f1: float
-    row_losses: FloatArray | None = field(default=None, compare=False, repr=False)
+    logits: FloatArray | None = field(default=None, compare=False, repr=False)
 
     @property
     def rank(self) -> tuple[float, float]:
         """Sorts verdicts: the higher, the better."""
         return self.score, -self.loss
-
-
-def clearly_better(verdict: Verdict, other: Verdict, caution: float) -> bool:
-    """Whether the rows' losses are lower by more than `caution` standard errors of their mean difference, row by row."""
-    if verdict.row_losses is None or other.row_losses is None:
-        return verdict.row_losses is not None
-    gains = other.row_losses - verdict.row_losses
-    return bool(gains.mean() > caution * gains.std() / np.sqrt(len(gains)))
 
 
 HOPELESS = Verdict(-np.inf, np.inf, 0.0)
@@ -81,13 +75,39 @@ class Objective:
         """The verdict on [n, C] logits."""
         if not np.isfinite(logits).all():
             return HOPELESS
-        if self.kind == "tuned" and self.judge.tunable:
-            f1 = best_label_f1(logits, self.judge.labels)
-        else:
-            f1 = MultilabelCounts.of(self.judge.decide(logits), self.judge.labels).per_label_f1
+        f1 = self._label_f1(logits, self.judge.labels)
         macro = float(f1.mean())
-        losses = self.row_losses(logits)
-        return Verdict(score=macro - self._penalty(f1), loss=float(losses.mean()), macro_f1=macro, row_losses=losses)
+        kept = np.asarray(logits, dtype=np.float64)
+        return Verdict(score=macro - self._penalty(f1), loss=self.loss(logits), macro_f1=macro, logits=kept)
+
+    def _label_f1(self, logits: npt.NDArray[np.floating[Any]], labels: npt.NDArray[np.uint8]) -> FloatArray:
+        if self.kind == "tuned" and self.judge.tunable:
+            return best_label_f1(logits, labels)
+        return MultilabelCounts.of(self.judge.decide(logits), labels).per_label_f1
+
+    def clearly_better(self, verdict: Verdict, other: Verdict, caution: float) -> bool:
+        """Whether the loss is lower, or the score higher, by more than `caution` standard errors of the difference.
+
+        The loss' error comes from its rows; the score's from leaving out a tenth of the rows at a time (jackknife).
+        """
+        if verdict.logits is None or other.logits is None:
+            return verdict.logits is not None
+        gains = self.row_losses(other.logits) - self.row_losses(verdict.logits)
+        if gains.mean() > caution * gains.std() / np.sqrt(len(gains)):
+            return True
+        gain = verdict.score - other.score
+        return gain > 0 and gain > caution * self._score_error(verdict.logits, other.logits)
+
+    def _score_error(self, left: FloatArray, right: FloatArray) -> float:
+        groups = np.arange(len(left)) % min(_GROUPS, len(left))
+        gains = []
+        for group in range(int(groups.max()) + 1):
+            rows = groups != group
+            if rows.any():
+                labels = self.judge.labels[rows]
+                scores = [f1.mean() - self._penalty(f1) for f1 in (self._label_f1(logits[rows], labels) for logits in (left, right))]
+                gains.append(scores[0] - scores[1])
+        return float(np.std(gains) * np.sqrt(len(gains) - 1)) if len(gains) > 1 else 0.0
 
     def _penalty(self, f1: FloatArray) -> float:
         if self.fairness == "none" or self.penalty == 0:

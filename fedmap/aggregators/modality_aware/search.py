@@ -12,7 +12,7 @@ from fedmap.aggregators.modality_aware import teacher
 from fedmap.aggregators.modality_aware.bench import Bench
 from fedmap.aggregators.modality_aware.features import Features, softmax
 from fedmap.aggregators.modality_aware.mixing import Mix, gated
-from fedmap.aggregators.modality_aware.objective import Verdict, clearly_better
+from fedmap.aggregators.modality_aware.objective import Verdict
 from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, greedy, rank_correlation
 
 FloatArray = npt.NDArray[np.float64]
@@ -149,7 +149,7 @@ def choose(
         gates: by modality, [K] shares of rows with it; empty mixes the whole model alike.
         confirm: how many to evaluate.
         tolerance: >= 0.
-        caution: standard errors of the loss by which a mix must beat the size-weighted one, >= 0.
+        caution: standard errors of loss or score by which a mix must beat the size-weighted one, >= 0.
     """
     best: list[Candidate] = []
     for candidate in sorted(proposed.candidates, key=lambda each: each.best_known.rank, reverse=True):
@@ -166,9 +166,9 @@ def choose(
     if gates:
         mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(candidate.weights for candidate in best[:2]))]
     tried = [(mix, bench.verdict(mix)) for mix in mixes]
-    tried = [(mix, verdict) for mix, verdict in tried if clearly_better(verdict, sized, caution)]
+    tried = [(mix, verdict) for mix, verdict in tried if bench.objective.clearly_better(verdict, sized, caution)]
     cut = Mix(borne_out(sizes))
-    if np.abs(cut.shares - sizes).max() > 0 and clearly_better(bench.verdict(cut), sized, 0.0):
+    if np.abs(cut.shares - sizes).max() > 0 and bench.objective.clearly_better(bench.verdict(cut), sized, 0.0):
         tried.append((cut, bench.verdict(cut)))
     least = max([sized.score, *(verdict.score - tolerance for _, verdict in tried)])
     chosen, verdict = Mix(sizes), sized
