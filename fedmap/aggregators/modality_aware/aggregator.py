@@ -97,7 +97,7 @@ class ModalityAwareAggregation:
     claim_limit: float = 0.5
     confirm: int = 4
     tolerance: float = 0.02
-    caution: float = 1.5
+    caution: float = 2.0
     surrogate_floor: float = 0.3
     per_modality: bool = True
     objective: str = "tuned"
