@@ -203,18 +203,24 @@ def _told(one: dict[str, Any]) -> dict[str, float | None]:
     return dict(zip(TOLD, found, strict=True))
 
 
-def _brief(runs: Runs) -> Runs:
-    """What is saved of each run: its curve, its weights and what it spent."""
+def _brief(runs: Runs) -> dict[str, dict[str, dict[str, Any]]]:
+    """What is saved of the runs besides the figures, as means over seeds: curves, weights by round and client, the search."""
 
-    def brief(one: dict[str, Any]) -> dict[str, Any]:
+    def brief(repeated: list[dict[str, Any]]) -> dict[str, Any]:
+        rounds = range(len(repeated[0]["curve"]))
+        weights = [one["weights"] for one in repeated if all(one["weights"])]
+        told = [_told(one) for one in repeated]
+        clients = range(len(repeated[0]["client_rows"]))
         return {
-            "chosen_round": one["chosen_round"],
-            "curve": [round(score, 4) for score in one["curve"]],
-            "weights": [{k: round(w, 3) for k, w in weights.items()} for weights in one["weights"]],
-            **_told(one),
+            "chosen_rounds": [one["chosen_round"] for one in repeated],
+            "curve": [round(fmean(one["curve"][index] for one in repeated), 4) for index in rounds],
+            "weights": [[round(fmean(w[index].get(str(k), 0.0) for w in weights), 3) for k in clients] for index in rounds]
+            if weights
+            else [],
+            "search": {name: fmean(known) for name in TOLD if (known := [each for t in told if (each := t[name]) is not None])},
         }
 
-    return {setting: {strategy: [brief(one) for one in many] for strategy, many in by.items()} for setting, by in runs.items()}
+    return {setting: {strategy: brief(repeated) for strategy, repeated in by.items()} for setting, by in runs.items()}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

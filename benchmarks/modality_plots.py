@@ -31,8 +31,6 @@ def plot_scores(runs: dict[str, dict[str, list[dict[str, Any]]]], path: Path) ->
         for left, each in zip(x, scores, strict=True):
             axes.plot([left] * len(each), each, ".", color="black", markersize=3)
     axes.set_xticks(np.arange(len(runs)), [SETTINGS[setting].title for setting in runs], rotation=20, ha="right")
-    lowest = min(one["tuned"] for by_strategy in runs.values() for many in by_strategy.values() for one in many)
-    axes.set_ylim(bottom=max(0.0, lowest - 0.05))
     axes.set_ylabel("macro-F1, server test")
     axes.legend(ncols=len(strategies), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
     figure.savefig(path, dpi=120)
