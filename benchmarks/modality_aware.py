@@ -16,6 +16,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import torch
+
 from benchmarks.harness import Options, Result, Table, Target, main, spread
 from benchmarks.make_peer_venv import python_of
 from benchmarks.modality_ground import BENIGN, HARD, SETTINGS, deal, read_movies
@@ -45,6 +47,7 @@ def measure(options: Options) -> Result:
     """Run every strategy in every setting with every seed."""
     extra = options.extra
     quick, data = options.quick, extra.data
+    torch.set_num_threads(1)  # as the peer's process has
     settings = list(extra.settings or (QUICK_SETTINGS if quick else SETTINGS))
     strategies = list(extra.strategies or STRATEGIES)
     notes = []
@@ -148,7 +151,7 @@ def tables(runs: Runs, timing: Timing) -> list[Table]:
         for who in ("ours", "peer")
     ]
     if whole:
-        shown.append(Table("One aggregation of five whole models", ("", "seconds", "models evaluated", "parameters"), whole))
+        shown.append(Table("One aggregation of five whole models", ("", "processor seconds", "models evaluated", "parameters"), whole))
     return shown
 
 
@@ -174,7 +177,7 @@ def targets(runs: Runs, timing: Timing, quick: bool) -> list[Target]:
         stated.append(Target("heads alone: peer's seconds of aggregation / ours", ratio, 10.0))
     for trials, timed in timing.items():
         ratio = fmean(timed["peer"]["seconds"]) / fmean(timed["ours"]["seconds"])
-        stated.append(Target(f"whole model, {trials} trials: peer's seconds of aggregation / ours", ratio, 10.0))
+        stated.append(Target(f"whole model, {trials} trials: peer's processor seconds of aggregation / ours", ratio, 10.0))
     return stated
 
 

@@ -1,4 +1,4 @@
-"""Seconds of one aggregation, search included, at the size of a real model: ours against the peer, same candidates, one process each.
+"""Processor seconds of one aggregation, search included, at the size of a real model: ours against the peer, same candidates, one process each.
 
 The model trains its image tower (ResNet-18, 11.4 million parameters), so that averaging and evaluating cost what they cost in
 the application. Both are given the same five models, the same validation rows, decoded once, and the same evaluation
@@ -43,7 +43,7 @@ def seconds_of_aggregation(strategy: str, trials: int, process: PeerProcess, *, 
         rounds: how many, 2 or more.
 
     Returns:
-        "parameters", and for "ours" and "peer" the seconds of each round but the first, and the models evaluated in the last.
+        "parameters", and for "ours" and "peer" the processor seconds of each round but the first, and the models evaluated in the last.
     """
     assert strategy in OURS
     with tempfile.TemporaryDirectory() as folder:
@@ -56,9 +56,9 @@ def seconds_of_aggregation(strategy: str, trials: int, process: PeerProcess, *, 
         initial, layout = get_weights(model), layout_of(model)
         judge = ModelJudge(model, validation, replace(training_options(config), batch_size=ROWS))
         updates = [_update(initial, client_id) for client_id in range(CLIENTS)]
-        ours = Timed(with_judge(build_aggregator(config), judge))
+        ours = Timed(with_judge(build_aggregator(config), judge), processor=True)
 
-        theirs = Peer(process, peer_judge(judge), trials, seed=0)
+        theirs = Peer(process, peer_judge(judge), trials, seed=0, processor=True)
         evaluations = 0.0
         for aggregator in (ours, theirs):
             state = aggregator.init(initial, layout)

@@ -50,15 +50,16 @@ class PeerProcess:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self.versions: dict[str, str] = {}
 
-    def start(self, weights: Weights, trials: int, seed: int) -> None:
-        """A new federation: a new strategy with a new student."""
+    def start(self, weights: Weights, trials: int, seed: int, *, processor: bool) -> None:
+        """A new federation: a new strategy with a new student, timed by the processor's or by the wall's clock."""
         self._shapes = {name: array.shape for name, array in weights.items()}
         other = [name for name, array in weights.items() if array.dtype != np.float32]
         assert not other, f"the pipe carries float32 alone, not {other[:3]}"
         student = Path(self._folder.name) / "aggregator_mlp.pth"
         student.unlink(missing_ok=True)
         options = {"n_trials_per_round": trials, "aggregator_path": str(student)}
-        self.send({"do": "start", "shapes": list(self._shapes.values()), "options": options, "seed": seed, "threads": 1})
+        settings = {"options": options, "seed": seed, "threads": 1, "processor": processor}
+        self.send({"do": "start", "shapes": list(self._shapes.values()), **settings})
         self.versions = {key: value for key, value in self.receive().items() if key != "do"}
 
     def send(self, header: dict[str, Any], models: Sequence[Weights] = ()) -> None:
@@ -112,7 +113,7 @@ class Peer:
         evaluations: how many models each aggregation had scored.
     """
 
-    def __init__(self, process: PeerProcess, judge: PeerJudge, trials: int, seed: int) -> None:
+    def __init__(self, process: PeerProcess, judge: PeerJudge, trials: int, seed: int, *, processor: bool = False) -> None:
         """Join a process.
 
         Args:
@@ -120,14 +121,16 @@ class Peer:
             judge: macro-F1 and loss of a model on the server's validation split.
             trials: `n_trials_per_round`.
             seed: of its student and of its studies.
+            processor: count the seconds that both processes compute, and not those on the wall.
         """
+        self._processor, self._clock = processor, time.process_time if processor else time.perf_counter
         self._process, self._judge, self._trials, self._seed = process, judge, trials, seed
         self.seconds: list[float] = []
         self.evaluations: list[int] = []
 
     def init(self, weights: Weights, layout: Layout | None = None) -> ServerState:
         """The state before the first round; the strategy starts anew."""
-        self._process.start(weights, self._trials, self._seed)
+        self._process.start(weights, self._trials, self._seed, processor=self._processor)
         return FedAvg().init(weights, layout)
 
     def broadcast(self, state: ServerState) -> Broadcast:
@@ -143,9 +146,9 @@ class Peer:
         evaluating, evaluations = 0.0, 0
         while (message := self._process.receive())["do"] == "evaluate":
             candidate = self._process.receive_weights()
-            started = time.perf_counter()
+            started = self._clock()
             score, loss = self._judge(candidate)
-            evaluating += time.perf_counter() - started
+            evaluating += self._clock() - started
             evaluations += 1
             self._process.send({"score": score, "loss": loss})
         self.seconds.append(float(message["seconds"]) + evaluating)

@@ -5,7 +5,7 @@
 Started by `benchmarks.peer`; it imports nothing of this project. Messages on standard input and output are a line of JSON
 and the float32 numbers that it announces, so that two versions of NumPy need not agree on anything else.
 
-    parent: {"do": "start", "shapes", "options", "seed", "threads"}   a new federation
+    parent: {"do": "start", "shapes", "options", "seed", "threads", "processor"}   a new federation
     parent: {"do": "round", "round_index", "clients": [{"num_examples", "metrics"}, ...]} + each client's arrays
     child:  {"do": "evaluate"} + arrays                      for every candidate; answered by {"score", "loss"}
     child:  {"do": "done", "seconds"} + arrays               seconds: without the waiting for scores
@@ -58,14 +58,18 @@ def receive_arrays(shapes):
 
 
 class Clock:
-    """Seconds spent, without the waiting for the parent."""
+    """Seconds spent, without the waiting for the parent; by the wall or by the processor."""
 
     def __init__(self):
+        self.now = time.perf_counter
+        self.start()
+
+    def start(self):
         self.waited = 0.0
-        self.started = time.perf_counter()
+        self.started = self.now()
 
     def seconds(self):
-        return time.perf_counter() - self.started - self.waited
+        return self.now() - self.started - self.waited
 
 
 def main():
@@ -82,10 +86,10 @@ def main():
     clock = Clock()
 
     def evaluate(server_round, arrays, config):
-        left = time.perf_counter()
+        left = clock.now()
         send({"do": "evaluate"}, arrays)
         answer = receive()
-        clock.waited += time.perf_counter() - left
+        clock.waited += clock.now() - left
         return answer["loss"], {"test_f1_macro": answer["score"]}
 
     while True:
@@ -95,6 +99,7 @@ def main():
             torch.manual_seed(order["seed"])
             torch.set_num_threads(order["threads"])
             sampler_seeds[0] = order["seed"] * 1000
+            clock.now = time.process_time if order["processor"] else time.perf_counter
             strategy = ModalityAwareAggregation(evaluate_fn=evaluate, **order["options"])
             send({"do": "ready", "flwr": flwr.__version__, "numpy": np.__version__, "optuna": optuna.__version__})
             continue
@@ -103,7 +108,7 @@ def main():
             parameters = ndarrays_to_parameters(receive_arrays(shapes))
             metrics = {name: float(value) for name, value in client["metrics"].items()}
             results.append((None, FitRes(Status(Code.OK, ""), parameters, client["num_examples"], metrics)))
-        clock.__init__()
+        clock.start()
         parameters, _ = strategy.aggregate_fit(order["round_index"], results, [])
         seconds = clock.seconds()
         send({"do": "done", "seconds": seconds}, parameters_to_ndarrays(parameters))

@@ -106,4 +106,4 @@ def test_targets_are_missed_where_ours_is_not_better_enough() -> None:
     slow = modality_aware.targets(
         _runs(0.5, 0.46, 0.4, settings), {"32": {"ours": {"seconds": [1.0]}, "peer": {"seconds": [9.0]}}}, quick=False
     )
-    assert [target.name for target in slow if not target.met] == ["whole model, 32 trials: peer's seconds of aggregation / ours"]
+    assert [target.name for target in slow if not target.met] == ["whole model, 32 trials: peer's processor seconds of aggregation / ours"]
