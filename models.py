@@ -215,28 +215,34 @@ class MMIMDbFusionModel(nn.Module):
         size = image_size or self.image_size
         if size is None and any(image is not None for image in images):
             raise ModelError("this model has seen no images yet; say image_size=<edge length in pixels>")
+        if not len(texts):
+            return np.zeros((0, self.classifier.out_features), np.float32)
+        words = [text if text and text.strip() else None for text in texts]
+        names = [image if image is None or isinstance(image, (str, bytes, Path)) else id(image) for image in images]
+        pictures = dict(zip(names, images, strict=True))
         was_training = self.training
         self.eval()
-        chunks = [np.zeros((0, self.classifier.out_features), np.float32)]
-        for start in range(0, len(texts), batch_size):
-            batch = self._raw_batch(texts[start : start + batch_size], images[start : start + batch_size], size or 1)
-            chunks.append(torch.sigmoid(self(batch).float()).cpu().numpy())
-        self.train(was_training)
-        return np.concatenate(chunks)
-
-    def _raw_batch(self, texts: Sequence[str | None], images: Sequence[Any], size: int) -> Batch:
-        has_text = [bool(text and text.strip()) for text in texts]
-        encoded = iter(self.text.tokenizer.encode([text for text in texts if text and text.strip()]))
-        ids, mask = pad([next(encoded) if has else np.zeros(0, np.int32) for has in has_text], self.text.tokenizer.padding)
-        pixels = np.stack([np.zeros((3, size, size), np.uint8) if image is None else pixels_of(image, size) for image in images])
-        arrays = {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "image": pixels,
-            "has_text": np.array(has_text),
-            "has_image": np.array([image is not None for image in images]),
+        batch = {
+            "has_text": torch.tensor([text is not None for text in words]),
+            "has_image": torch.tensor([image is not None for image in images]),
+            "text_features": _once(words, self.text.width, batch_size, self._features_of_texts),
+            "image_features": _once(
+                names, self.image.width, batch_size, lambda some: self._features_of_images([pictures[name] for name in some], size or 1)
+            ),
         }
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        logits = self({name: tensor.to(self.device) for name, tensor in batch.items()})
+        self.train(was_training)
+        probabilities: npt.NDArray[np.float32] = torch.sigmoid(logits.float()).cpu().numpy()
+        return probabilities
+
+    def _features_of_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        ids, mask = pad(self.text.tokenizer.encode(texts), self.text.tokenizer.padding)
+        batch = {"input_ids": torch.from_numpy(ids).to(self.device), "attention_mask": torch.from_numpy(mask).to(self.device)}
+        return self._text_features(batch, slice(None))
+
+    def _features_of_images(self, images: Sequence[Any], size: int) -> torch.Tensor:
+        pixels = torch.from_numpy(np.stack([pixels_of(image, size) for image in images]))
+        return self._image_features({"image": pixels.to(self.device)}, slice(None))
 
     def save_pretrained(
         self,
@@ -280,6 +286,15 @@ def _fill(present: torch.Tensor, part: Callable[[Any], torch.Tensor], missing: t
         return missing.expand(len(present), -1)
     values = part(rows)  # [P, D]
     return missing.to(values.dtype).expand(len(present), -1).index_copy(0, rows, values)
+
+
+def _once(items: Sequence[Any], width: int, batch_size: int, encode: Callable[[Sequence[Any]], torch.Tensor]) -> torch.Tensor:
+    """Features [n, width] of n items, zeros for None. What occurs several times is encoded once."""
+    different = [item for item in dict.fromkeys(items) if item is not None]
+    parts = [encode(different[start : start + batch_size]).float().cpu() for start in range(0, len(different), batch_size)]
+    features = torch.cat([torch.zeros(1, width), *parts])
+    place = {None: 0} | {item: i for i, item in enumerate(different, 1)}
+    return features[[place[item] for item in items]]
 
 
 def train(
