@@ -105,6 +105,7 @@ class RoundScores(TypedDict):
     validation: Scores | None
     validation_tuned: Scores | None
     test: Scores | None
+    label_f1: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class RoundRecord:
         validation: the global model on the server's validation split.
         test: the same on the server's test split; reported, never used to choose.
         validation_tuned: the validation split at thresholds tuned on itself. It chooses the round; as a figure it flatters.
+        label_f1: each label's F1 on the validation split in the order of the label names, at the tuned thresholds where there are some.
         clients_validation: the clients' models after training on their own validation rows, counts pooled.
         clients: every client that was asked, in the order of their numbers.
         diagnostics: the aggregator's own numbers.
@@ -132,6 +134,7 @@ class RoundRecord:
     clients: tuple[ClientRecord, ...] = ()
     diagnostics: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    label_f1: tuple[float, ...] = ()
 
     @staticmethod
     def of(
@@ -141,6 +144,7 @@ class RoundRecord:
         validation: Scores | None = None,
         test: Scores | None = None,
         validation_tuned: Scores | None = None,
+        label_f1: Sequence[float] = (),
         seconds: Mapping[str, float] | None = None,
         lost: Sequence[ClientRecord] = (),
         bytes_up: Mapping[int, int] | None = None,
@@ -154,6 +158,7 @@ class RoundRecord:
             validation: the new global model on the server's validation split.
             test: the same on the server's test split.
             validation_tuned: the validation split at thresholds tuned on itself.
+            label_f1: each label's F1 on the validation split.
             seconds: wall clock by phase.
             lost: the clients that were asked and whose answer did not come or was refused.
             bytes_up: by client, where measured.
@@ -179,6 +184,7 @@ class RoundRecord:
             clients=tuple(sorted([*answered, *lost], key=lambda client: client.client_id)),
             diagnostics=dict(report.diagnostics),
             notes=tuple(report.notes),
+            label_f1=tuple(label_f1),
         )
 
     @property

@@ -15,7 +15,7 @@ results.json (schema_version 1) is `fedmap.history.RunHistory` as an object, fie
     label_names     the C labels in the order of the model's outputs
     best_round      the round whose model is in best/, or null
     rounds          list of {round_index, seconds {phase: s}, validation, test, validation_tuned, clients_validation, clients,
-                    diagnostics, notes};
+                    diagnostics, notes, label_f1 (by label, on the validation split, at tuned thresholds)};
                     scores are null or {micro_f1, macro_f1, weighted_f1, samples_f1, num_samples, loss};
                     a client is {client_id, status, reason, weight, num_examples, num_steps, signals, scores, scalars, seconds,
                     bytes_up, bytes_down}; signals are those of `fedmap.records.ClientSignals`

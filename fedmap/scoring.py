@@ -34,12 +34,13 @@ def counts_at(evaluation: Evaluation, thresholds: npt.NDArray[np.float64]) -> Mu
 def round_scores(validation: Evaluation | None, test: Evaluation | None = None, model: object = None) -> RoundScores:
     """The scores that go into a round's record; a model with a `decide` of its own has no thresholds to tune."""
     thresholds = None if validation is None or callable(getattr(model, "decide", None)) else tuned_thresholds(validation)
+    tuned = None if validation is None or thresholds is None else counts_at(validation, thresholds)
+    counts = tuned if tuned is not None else None if validation is None else validation.counts
     return {
         "validation": None if validation is None else Scores.of(validation.counts, validation.loss),
-        "validation_tuned": None
-        if validation is None or thresholds is None
-        else Scores.of(counts_at(validation, thresholds), validation.loss),
+        "validation_tuned": None if validation is None or tuned is None else Scores.of(tuned, validation.loss),
         "test": None if test is None else Scores.of(test.counts, test.loss),
+        "label_f1": () if counts is None else tuple(map(float, counts.per_label_f1)),
     }
 
 

@@ -16,7 +16,7 @@ from fedmap.local.training import Evaluation
 from fedmap.metrics import MultilabelCounts
 from fedmap.outputs import RunFolder, read_history, redacted
 from fedmap.records import ClientSignals, ClientUpdate, RoundReport
-from fedmap.scoring import final_results
+from fedmap.scoring import final_results, round_scores
 
 LABELS = ("Action", "Drama", "War")
 
@@ -200,6 +200,15 @@ def test_a_model_that_decides_itself_has_no_thresholds_and_splits_may_be_absent(
     nothing = final_results(0, LABELS, None, None)
     assert nothing.test is None
     assert nothing.labels == ()
+
+
+def test_a_round_knows_each_labels_f1_where_there_are_validation_rows() -> None:
+    validation = evaluation([[-1, -2, 0], [-3, -3, 0], [2, -1, 0]], [[1, 0, 0], [0, 0, 0], [1, 1, 0]])
+    found = round_scores(validation, validation)
+    assert found["label_f1"] == (1.0, 1.0, 0.0)
+    assert found["validation_tuned"] is not None
+    assert found["validation_tuned"].macro_f1 == pytest.approx(sum(found["label_f1"]) / 3)
+    assert round_scores(None, validation)["label_f1"] == ()
 
 
 def test_what_is_read_back_is_checked(tmp_path: Path) -> None:
