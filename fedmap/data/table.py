@@ -55,8 +55,13 @@ class BadRow:
         return f"{self.file}, line {self.line}: {self.reason}"
 
 
-def read_table(path: Path, label_names: Sequence[str]) -> tuple[list[Row], list[BadRow]]:
+def read_table(path: Path, label_names: Sequence[str], *, labelled: bool = True) -> tuple[list[Row], list[BadRow]]:
     """The good and the bad rows of a table, in its order. Columns may come in any order, and others are passed over.
+
+    Args:
+        path: a CSV file in UTF-8.
+        label_names: the labels there are.
+        labelled: False lets the column labels be missing; all rows then have no labels.
 
     Raises:
         DataError: the file as a whole cannot be read: it is missing, empty, not UTF-8, not CSV, or lacks a column.
@@ -74,7 +79,7 @@ def read_table(path: Path, label_names: Sequence[str]) -> tuple[list[Row], list[
             if not fields:
                 continue
             if not columns:
-                columns, width = _columns(path, fields), len(fields)
+                columns, width = _columns(path, fields, labelled), len(fields)
                 continue
             row = _row(path, line, fields, columns, width, positions)
             if isinstance(row, Row) and row.row_id in first_line:
@@ -112,23 +117,24 @@ def _text(path: Path) -> str:
         ) from error
 
 
-def _columns(path: Path, header: Sequence[str]) -> list[int]:
-    """Where img_name, text and labels stand in a row."""
+def _columns(path: Path, header: Sequence[str], labelled: bool) -> list[int]:
+    """Where img_name, text and, if there are any, labels stand in a row."""
     names = [name.strip() for name in header]
     found = f"the header is {','.join(names)!r}"
-    for name in COLUMNS:
+    expected = COLUMNS if labelled or "labels" in names else COLUMNS[:2]
+    for name in expected:
         if name not in names:
             hint = "; separate the columns by commas" if len(names) == 1 and any(mark in names[0] for mark in ";\t") else ""
             raise DataError(f"{path}: column {name!r} is missing: {found}, expected {','.join(COLUMNS)!r}{hint}")
         if names.count(name) > 1:
             raise DataError(f"{path}: column {name!r} appears more than once: {found}")
-    return [names.index(name) for name in COLUMNS]
+    return [names.index(name) for name in expected]
 
 
 def _row(path: Path, line: int, fields: Sequence[str], columns: Sequence[int], width: int, positions: dict[str, int]) -> Row | BadRow:
     if len(fields) != width:
         return BadRow(path, line, f"has {len(fields)} fields where the header has {width}; a text with commas stands in double quotes")
-    img_name, text, labels = (fields[column].strip() for column in columns)
+    img_name, text, *rest = (fields[column].strip() for column in columns)
     if not img_name and not text:
         return BadRow(path, line, "img_name and text are both empty, which leaves nothing to learn from")
     reason = _image_name_problem(img_name)
@@ -136,6 +142,9 @@ def _row(path: Path, line: int, fields: Sequence[str], columns: Sequence[int], w
         reason = f"the text is {text!r}, which programs write for a missing value; leave the field empty if there is no text"
     if reason is not None:
         return BadRow(path, line, reason)
+    if not rest:
+        return Row(path, line, img_name, text, ())
+    labels = rest[0]
     names = [name.strip() for name in labels.split("|")]
     if not labels or "" in names:
         return BadRow(path, line, f"labels is {labels!r}; expected label names separated by '|', such as 'Drama|Romance'")
