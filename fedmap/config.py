@@ -8,10 +8,13 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from omegaconf import OmegaConf
 
 from fedmap.errors import ConfigError
 
@@ -20,6 +23,18 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def run_folder(name: object, resume: object, now: str) -> str:
+    """The folder of a run, below the working folder: the one to resume, else that of its name, else a new one."""
+    if resume not in RESUME_WORDS:
+        return str(resume)
+    return f"outputs/{now if name is None else name}"
+
+
+RESUME_WORDS = ("auto", "never")
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
 def compose(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> DictConfig:
@@ -70,8 +85,6 @@ def _is_group(override: str, conf: Path) -> bool:
 
 
 def _check_key(override: str, known: DictConfig, conf: Path) -> None:
-    from omegaconf import OmegaConf
-
     if "=" not in override and not override.startswith("~"):
         raise ConfigError(f"{override!r} is not an override; write key=value, for example batch_size=64")
     if override.startswith(("+", "hydra.")):
@@ -144,6 +157,9 @@ class RunConfig:
     strategy: Mapping[str, Any]
     tracking: Mapping[str, Any]
     after_round: str | None
+    name: str | None
+    resume: str
+    keep_checkpoints: int
     raw: Mapping[str, Any]
 
 
@@ -184,6 +200,14 @@ class _Reader:
 
     def optional_integer(self, path: str, least: float) -> int | None:
         return None if self.node(path) is None else self.integer(path, least)
+
+    def name(self, path: str) -> str | None:
+        value = self.tree.get(path)
+        if value is None:
+            return None
+        if not _NAME.fullmatch(str(value)) or value == "clients":  # outputs/clients holds the clients' logs
+            self.problems.append(f"{path}={value!r}: use letters, digits, '.', '_' and '-' alone, starting with a letter or digit")
+        return str(value)
 
     def flag(self, path: str) -> bool:
         value = self.node(path)
@@ -259,6 +283,9 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         strategy=read.target("server.strategy"),
         tracking=read.node("tracking") or {},
         after_round=str(after_round) if after_round else None,
+        name=read.name("name"),
+        resume=read.text("resume") if "resume" in tree else "auto",
+        keep_checkpoints=read.integer("keep_checkpoints", 0) if "keep_checkpoints" in tree else 2,
         raw=tree,
     )
     if config.num_clients is not None and config.clients_per_round > config.num_clients:
@@ -289,8 +316,6 @@ def _check_address(read: _Reader, address: str, insecure: bool) -> None:
 
 def compose_and_resolve(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
     """`compose`, with every interpolation resolved, as plain mappings."""
-    from omegaconf import OmegaConf
-
     return cast(dict[str, Any], OmegaConf.to_container(compose(config_name, overrides, conf), resolve=True))
 
 
@@ -326,6 +351,10 @@ def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
         return  # a sweep gives several values to a key; Hydra takes it apart
     overrides = [argument for argument in argv[1:] if not argument.startswith("-")]
     try:
-        compose(config_name, overrides)
+        resume = str(OmegaConf.select(compose(config_name, overrides), "resume", default="auto"))
+        if (
+            config_name == "config" and resume not in RESUME_WORDS and not (Path(resume) / "config.yaml").is_file()
+        ):  # before Hydra makes the folder
+            raise ConfigError(f"resume={resume}: there is no run in this folder; expected auto, never or a run's folder in outputs/")
     except ConfigError as error:
         sys.exit(f"{Path(argv[0]).name}: {error}")
