@@ -138,6 +138,26 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class ServiceConfig:
+    """The server's HTTP front; see conf/config.yaml."""
+
+    enabled: bool
+    host: str
+    port: int
+    token_file: str | None
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """A client's HTTP front; see conf/config.yaml."""
+
+    enabled: bool
+    autostart: bool
+    host: str
+    port: int
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A resolved and checked configuration. Nodes that name a user's class (`_target_`) stay plain mappings."""
 
@@ -152,6 +172,8 @@ class RunConfig:
     task_id: str
     training: TrainingConfig
     runtime: RuntimeConfig
+    service: ServiceConfig
+    client: ClientConfig
     model: Mapping[str, Any]
     dataset: Mapping[str, Any]
     strategy: Mapping[str, Any]
@@ -252,8 +274,22 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         external=False if local else read.flag("runtime.external"),
         stay=False if local else read.flag("runtime.stay"),
     )
+    insecure = read.flag("security.insecure")
     if not local:
-        _check_address(read, runtime.address, read.flag("security.insecure"))
+        _check_address(read, runtime.address, insecure)
+    service = ServiceConfig(
+        enabled=read.flag("service.enabled"),
+        host=read.text("service.host"),
+        port=read.integer("service.port", 0, 65535),
+        token_file=None if read.node("service.token_file") is None else read.text("service.token_file"),
+    )
+    client = ClientConfig(
+        enabled=read.flag("client.enabled"),
+        autostart=read.flag("client.autostart"),
+        host=read.text("client.host"),
+        port=read.integer("client.port", 0, 65535),
+    )
+    _check_fronts(read, service, client, insecure)
     training = TrainingConfig(
         optimizer=read.text("training.optimizer", ("adamw", "adam", "sgd")),
         momentum=read.number("training.momentum", 0, 0.9999),
@@ -278,6 +314,8 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         task_id=read.text("task_id"),
         training=training,
         runtime=runtime,
+        service=service,
+        client=client,
         model=read.target("model"),
         dataset=read.target("dataset"),
         strategy=read.target("server.strategy"),
@@ -303,15 +341,39 @@ def _check_address(read: _Reader, address: str, insecure: bool) -> None:
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         read.problems.append(f"runtime.address={address!r}: expected host:port, for example 127.0.0.1:8000")
         return
-    try:
-        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if not loopback and not insecure:
+    if not is_loopback(host) and not insecure:
         read.problems.append(
             f"runtime.address={address!r} is not this machine, and the connection would be neither encrypted nor authenticated; "
             "use 127.0.0.1, or say security.insecure=true if the network is trusted"
         )
+
+
+def _check_fronts(read: _Reader, service: ServiceConfig, client: ClientConfig, insecure: bool) -> None:
+    if service.enabled and not is_loopback(service.host):
+        if not insecure:
+            read.problems.append(
+                f"service.host={service.host!r} is not this machine alone, and the connection would not be encrypted; "
+                "use 127.0.0.1, or say security.insecure=true if the network is trusted"
+            )
+        if service.token_file is None:
+            read.problems.append(f"service.host={service.host!r} would let everybody in without a token; give service.token_file")
+    if client.enabled and not is_loopback(client.host) and not insecure:
+        read.problems.append(
+            f"client.host={client.host!r} is not this machine alone, and whoever reaches the port could start and stop this client; "
+            "use 127.0.0.1, or say security.insecure=true if the network is trusted"
+        )
+    if not client.autostart and not client.enabled:
+        read.problems.append(
+            "client.autostart=false waits for POST /start, which client.enabled=false does not serve; set one of them to true"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name means this machine alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def compose_and_resolve(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:

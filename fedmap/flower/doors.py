@@ -65,6 +65,9 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         for key in ("root", "cache_dir"):
             if data.get(key):
                 data[key] = os.path.abspath(os.path.expanduser(str(data[key])))
+    service = tree.get("service")
+    if isinstance(service, dict) and service.get("token_file"):
+        service["token_file"] = os.path.abspath(os.path.expanduser(str(service["token_file"])))
     return tree
 
 
