@@ -115,6 +115,13 @@ class Predictor:
             called = f"client {client}"
         return Predictor(model, names, thresholds, run, called, tuned)
 
+    @property
+    def called(self) -> str:
+        """The model for people, e.g. "the best model of outputs/2026-11-21/10-00-00"."""
+        if not self.which:
+            return f"the model {self.run}"
+        return f"the {self.which} model of {self.run}" if self.which in WHICH else f"the model of {self.which} in {self.run}"
+
     def probabilities(self, texts: Sequence[str | None], images: Sequence[Any]) -> npt.NDArray[np.float32]:
         """[n, C] of n movies.
 
