@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from torch import nn
 
 from fedmap.encoders.saving import FORMAT
 from fedmap.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from fedmap.config import RunConfig
 
 FUSION = "models.MMIMDbFusionModel"
 
@@ -58,11 +61,10 @@ def _rebuilt(folder: Path, run: Path, saved: Mapping[str, Any]) -> nn.Module:
     from safetensors.torch import load_model as read
 
     from fedmap.build import build_model
-    from fedmap.config import load
     from fedmap.data.base import FederatedData
 
     names = tuple(saved.get("label_names") or ())
-    model = build_model(load(configuration_of(run)), cast(FederatedData, _Labels(names)))
+    model = build_model(run_config(run), cast(FederatedData, _Labels(names)))
     try:
         read(model, str(folder / "model.safetensors"))
     except Exception as error:  # damaged files and other shapes come as several types
@@ -70,22 +72,39 @@ def _rebuilt(folder: Path, run: Path, saved: Mapping[str, Any]) -> nn.Module:
     return model
 
 
-def configuration_of(run: Path) -> Path:
-    """The run's resolved configuration, the one with every value where it is there."""
-    return next((path for path in (run / "run.yaml", run / "config.yaml") if path.is_file()), run / "config.yaml")
+def run_config(run: Path) -> RunConfig:
+    """The run's configuration, checked; a section that this version has added since then is as it is by default.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    from fedmap.config import compose_and_resolve, parse
+
+    return parse({**compose_and_resolve("config"), **configuration_of(run)})
+
+
+def configuration_of(run: Path) -> dict[str, Any]:
+    """The run's resolved configuration as plain mappings; empty where there is none.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    import yaml
+
+    for name in ("run.yaml", "config.yaml"):  # the second one is the same without secrets
+        if (run / name).is_file():
+            try:
+                tree = yaml.safe_load((run / name).read_text(encoding="utf-8"))
+            except (OSError, ValueError, yaml.YAMLError) as error:
+                raise DataError(f"{run / name} cannot be read: {error}") from error
+            return tree if isinstance(tree, dict) else {}
+    return {}
 
 
 def _class_of_run(run: Path) -> str | None:
-    import yaml
-
-    path = configuration_of(run)
-    if not path.is_file():
-        return None
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return str(tree["model"]["_target_"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        return None
+    node = configuration_of(run).get("model")
+    found = node.get("_target_") if isinstance(node, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def _class(path: str) -> Any:

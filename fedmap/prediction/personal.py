@@ -9,6 +9,9 @@ import numpy.typing as npt
 from torch import nn
 
 from fedmap.errors import DataError, FederationError, ModelError
+from fedmap.prediction.loading import configuration_of, run_config
+
+MEMORY = "memory.safetensors"
 
 
 def personalise(
@@ -33,29 +36,42 @@ def personalise(
     """
     from fedmap.aggregators.base import with_num_clients
     from fedmap.build import build_aggregator, cache_dir
-    from fedmap.checkpoint import load_memory
+    from fedmap.checkpoint import Memories
     from fedmap.config import load
-    from fedmap.flower.doors import run_name
     from fedmap.local.rules import make_rule
     from fedmap.local.tensors import get_weights, layout_of
-    from fedmap.prediction.loading import configuration_of
+    from fedmap.outputs import run_id
 
-    config = load(configuration_of(run))
+    config = run_config(run)
     aggregator = with_num_clients(build_aggregator(config), config.num_clients or 1)
     rule = make_rule(aggregator.broadcast(aggregator.init(get_weights(model), layout_of(model))).rule)
     if not rule.personal:
         raise ModelError(f"{type(aggregator).__name__} trains one model for everybody; leave the client out and use the global one")
-    cache = cache_dir(config) if root is None else root / ".fedmap" / "cache"
-    memory = cache.parent / "clients" / run_name(run.resolve()) / f"client_{client_id}" / "memory.safetensors"
+    memory = _memories(run, root) / f"client_{client_id}" / MEMORY
     if not memory.is_file():
-        known = sorted(path.parent.name.removeprefix("client_") for path in memory.parent.parent.glob("client_*/memory.safetensors"))
-        hint = f"; there are those of clients {', '.join(known)}" if known else "; it stays on the client's machine: predict there"
-        raise ModelError(f"the memory of client {client_id} is not at {memory}{hint}")
-    rule.load_for_evaluation(model, load_memory(memory))
+        known = clients_of(run, root)
+        hint = f"there are those of clients {', '.join(map(str, known))}" if known else "it stays on the client's machine: predict there"
+        raise ModelError(f"the memory of client {client_id} is not at {memory}; {hint}")
+    rule.load_for_evaluation(model, memories.latest())
     try:
         return _tuned(model, config, client_id, len(label_names), root)
     except FederationError as error:
         return np.full(len(label_names), 0.5), f"no tuned thresholds ({error}): a label applies from 0.5"
+
+
+def clients_of(run: Path, root: Path | None = None) -> list[int]:
+    """The clients whose memories of a run lie on this machine, ascending."""
+    names = [path.parent.name.removeprefix("client_") for path in _memories(run, root).glob(f"client_*/{MEMORY}")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _memories(run: Path, root: Path | None) -> Path:
+    """Where clients keep their memories of a run, below their data; see `fedmap.flower.session.Session.memory_path`."""
+    from fedmap.flower.doors import run_name
+
+    data = configuration_of(run).get("dataset") or {}
+    cache = root / ".fedmap" / "cache" if root else Path(data.get("cache_dir") or Path(data.get("root") or ".") / ".fedmap" / "cache")
+    return cache.parent / "clients" / run_name(run.resolve())
 
 
 def _tuned(model: nn.Module, config: object, client_id: int, num_labels: int, root: Path | None) -> tuple[npt.NDArray[np.float64], str]:
