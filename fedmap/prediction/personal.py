@@ -11,8 +11,6 @@ from torch import nn
 from fedmap.errors import DataError, FederationError, ModelError
 from fedmap.prediction.loading import configuration_of, run_config
 
-MEMORY = "memory.safetensors"
-
 
 def personalise(
     model: nn.Module, run: Path, client_id: int, label_names: tuple[str, ...], root: Path | None = None
@@ -35,23 +33,21 @@ def personalise(
         ModelError: the run's algorithm has one model for everybody, or the client's memory is not here.
     """
     from fedmap.aggregators.base import with_num_clients
-    from fedmap.build import build_aggregator, cache_dir
+    from fedmap.build import build_aggregator
     from fedmap.checkpoint import Memories
-    from fedmap.config import load
     from fedmap.local.rules import make_rule
     from fedmap.local.tensors import get_weights, layout_of
-    from fedmap.outputs import run_id
 
     config = run_config(run)
     aggregator = with_num_clients(build_aggregator(config), config.num_clients or 1)
     rule = make_rule(aggregator.broadcast(aggregator.init(get_weights(model), layout_of(model))).rule)
     if not rule.personal:
         raise ModelError(f"{type(aggregator).__name__} trains one model for everybody; leave the client out and use the global one")
-    memory = _memories(run, root) / f"client_{client_id}" / MEMORY
-    if not memory.is_file():
+    memories = Memories(_folder(run, root) / f"client_{client_id}")
+    if not memories.rounds():
         known = clients_of(run, root)
         hint = f"there are those of clients {', '.join(map(str, known))}" if known else "it stays on the client's machine: predict there"
-        raise ModelError(f"the memory of client {client_id} is not at {memory}; {hint}")
+        raise ModelError(f"the memory of client {client_id} is not in {memories.folder}; {hint}")
     rule.load_for_evaluation(model, memories.latest())
     try:
         return _tuned(model, config, client_id, len(label_names), root)
@@ -60,18 +56,22 @@ def personalise(
 
 
 def clients_of(run: Path, root: Path | None = None) -> list[int]:
-    """The clients whose memories of a run lie on this machine, ascending."""
-    names = [path.parent.name.removeprefix("client_") for path in _memories(run, root).glob(f"client_*/{MEMORY}")]
+    """The clients whose memories of a run lie on this machine, ascending; none where the run does not say its id."""
+    try:
+        folders = _folder(run, root).glob("client_*/")
+    except DataError:
+        return []
+    names = [folder.name.removeprefix("client_") for folder in folders if any(folder.iterdir())]
     return sorted(int(name) for name in names if name.isdecimal())
 
 
-def _memories(run: Path, root: Path | None) -> Path:
-    """Where clients keep their memories of a run, below their data; see `fedmap.flower.session.Session.memory_path`."""
-    from fedmap.flower.doors import run_name
+def _folder(run: Path, root: Path | None) -> Path:
+    """Where clients keep their memories of a run, below their data; see `fedmap.flower.session.memory_folder`."""
+    from fedmap.outputs import run_id
 
     data = configuration_of(run).get("dataset") or {}
     cache = root / ".fedmap" / "cache" if root else Path(data.get("cache_dir") or Path(data.get("root") or ".") / ".fedmap" / "cache")
-    return cache.parent / "clients" / run_name(run.resolve())
+    return cache.parent / "clients" / run_id(run)
 
 
 def _tuned(model: nn.Module, config: object, client_id: int, num_labels: int, root: Path | None) -> tuple[npt.NDArray[np.float64], str]:
