@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedmap.errors import DataError
-from fedmap.prediction import Predictor, newest_run
 from fedmap.prediction.answer import Answer, answer
+from fedmap.prediction.predictor import Predictor
+from fedmap.prediction.runs import newest_run
 from fedmap.prediction.table import describe_bad, predict_table, write_predictions
 from fedmap.report.tables import Table, print_tables
 

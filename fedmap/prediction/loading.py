@@ -15,6 +15,7 @@ from torch import nn
 
 from fedmap.encoders.saving import FORMAT
 from fedmap.errors import DataError, ModelError
+from fedmap.prediction.runs import configuration_of
 
 if TYPE_CHECKING:
     from fedmap.config import RunConfig
@@ -81,24 +82,6 @@ def run_config(run: Path) -> RunConfig:
     from fedmap.config import compose_and_resolve, parse
 
     return parse({**compose_and_resolve("config"), **configuration_of(run)})
-
-
-def configuration_of(run: Path) -> dict[str, Any]:
-    """The run's resolved configuration as plain mappings; empty where there is none.
-
-    Raises:
-        DataError: the file is damaged.
-    """
-    import yaml
-
-    for name in ("run.yaml", "config.yaml"):  # the second one is the same without secrets
-        if (run / name).is_file():
-            try:
-                tree = yaml.safe_load((run / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                raise DataError(f"{run / name} cannot be read: {error}") from error
-            return tree if isinstance(tree, dict) else {}
-    return {}
 
 
 def _class_of_run(run: Path) -> str | None:

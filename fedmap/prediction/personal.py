@@ -9,7 +9,8 @@ import numpy.typing as npt
 from torch import nn
 
 from fedmap.errors import DataError, FederationError, ModelError
-from fedmap.prediction.loading import configuration_of, run_config
+from fedmap.prediction.loading import run_config
+from fedmap.prediction.runs import clients_of, memories_of
 
 
 def personalise(
@@ -43,7 +44,7 @@ def personalise(
     rule = make_rule(aggregator.broadcast(aggregator.init(get_weights(model), layout_of(model))).rule)
     if not rule.personal:
         raise ModelError(f"{type(aggregator).__name__} trains one model for everybody; leave the client out and use the global one")
-    memories = Memories(_folder(run, root) / f"client_{client_id}")
+    memories = Memories(memories_of(run, root) / f"client_{client_id}")
     if not memories.rounds():
         known = clients_of(run, root)
         hint = f"there are those of clients {', '.join(map(str, known))}" if known else "it stays on the client's machine: predict there"
@@ -53,25 +54,6 @@ def personalise(
         return _tuned(model, config, client_id, len(label_names), root)
     except FederationError as error:
         return np.full(len(label_names), 0.5), f"no tuned thresholds ({error}): a label applies from 0.5"
-
-
-def clients_of(run: Path, root: Path | None = None) -> list[int]:
-    """The clients whose memories of a run lie on this machine, ascending; none where the run does not say its id."""
-    try:
-        folders = _folder(run, root).glob("client_*/")
-    except DataError:
-        return []
-    names = [folder.name.removeprefix("client_") for folder in folders if any(folder.iterdir())]
-    return sorted(int(name) for name in names if name.isdecimal())
-
-
-def _folder(run: Path, root: Path | None) -> Path:
-    """Where clients keep their memories of a run, below their data; see `fedmap.flower.session.memory_folder`."""
-    from fedmap.outputs import run_id
-
-    data = configuration_of(run).get("dataset") or {}
-    cache = root / ".fedmap" / "cache" if root else Path(data.get("cache_dir") or Path(data.get("root") or ".") / ".fedmap" / "cache")
-    return cache.parent / "clients" / run_id(run)
 
 
 def _tuned(model: nn.Module, config: object, client_id: int, num_labels: int, root: Path | None) -> tuple[npt.NDArray[np.float64], str]:

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from fedmap.errors import DataError, ModelError
 from fedmap.prediction.loading import label_names_of, load_model, thresholds_of
-
-WHICH = ("best", "last")
+from fedmap.prediction.runs import WHICH
 
 
 @dataclass(frozen=True)
@@ -155,26 +154,3 @@ class Predictor:
 
 def _others(run: Path) -> str:
     return " and ".join(str(run / name) for name in WHICH if (run / name).is_dir())
-
-
-def runs_with_models(outputs: Path) -> list[Path]:
-    """The runs below a folder that have saved a model, the newest first."""
-    folders = [folder for name in WHICH for depth in ("*", "*/*") for folder in outputs.glob(f"{depth}/{name}/model.safetensors")]
-    return sorted({folder.parent.parent for folder in folders}, key=_written, reverse=True)
-
-
-def newest_run(outputs: Path = Path("outputs")) -> Path:
-    """The newest run below a folder that has saved a model.
-
-    Raises:
-        DataError: there is none.
-    """
-    runs = runs_with_models(outputs)
-    if not runs:
-        raise DataError(f"no run below {outputs} has saved a model yet; train one with server_main.py, or name one with --run <folder>")
-    return runs[0]
-
-
-def _written(run: Path) -> tuple[float, str]:
-    results = run / "results.json"
-    return results.stat().st_mtime if results.is_file() else 0.0, str(run)

@@ -22,7 +22,7 @@ from typing import Any
 from fedmap.errors import DataError, FederationError, ModelError
 
 _KEPT = 2  # models that stay loaded
-_KINDS: Mapping[str, type[FederationError]] = {"DataError": DataError, "ModelError": ModelError}
+_KINDS: Mapping[str, type[FederationError]] = {"DataError": DataError, "error": FederationError}
 
 
 class BusyError(FederationError):
@@ -92,7 +92,7 @@ class Worker:
             raise FederationError("the process that predicts has ended, maybe for want of memory; try again") from error
         if kind == "answer":
             return dict(content)
-        raise _KINDS.get(kind, FederationError)(content)
+        raise _KINDS.get(kind, ModelError)(content)
 
     def _started(self) -> Connection:
         if self._pipe is not None and self._process is not None and self._process.is_alive():
