@@ -1,0 +1,133 @@
+"""A front in a thread of its own, and a free port for it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+from fastapi import FastAPI
+
+from fedmap.errors import FederationError
+
+_PORTS_TRIED = 100
+_START_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+_GRACE_SECONDS = 2
+_CONNECTIONS = 1000
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket at the port, or at the next free one; 0 takes any.
+
+    Raises:
+        FederationError: nothing is free there, or the host is not an address of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    error: OSError | None = None
+    for candidate in [0] if port == 0 else range(port, min(port + _PORTS_TRIED, 65536)):
+        server = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host.strip("[]"), candidate))
+            server.listen(512)
+        except OSError as problem:
+            server.close()
+            error = problem
+            if problem.errno not in (errno.EADDRINUSE, errno.EACCES):
+                break
+        else:
+            server.set_inheritable(False)
+            return server
+    raise FederationError(f"no page can be served at {host}:{port}: {error}; choose another host or port")
+
+
+def url(listener: socket.socket) -> str:
+    """The address at which a browser on this machine reaches a listening socket."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    return f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """Ends streams that never end by themselves before it waits for open connections."""
+
+    def __init__(self, config: uvicorn.Config, close: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._close = close
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._close()
+        await super().shutdown(sockets)
+
+
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """A uvicorn server of the application; run it with `run(sockets=[...])`. It calls `app.state.close` when it ends."""
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=32 * 1024,
+        ws="none",
+    )
+    return _Server(config, getattr(app.state, "close", lambda: None))
+
+
+@dataclass
+class Front:
+    """An application that is being served by a thread.
+
+    Attributes:
+        url: where, e.g. http://127.0.0.1:8080.
+    """
+
+    url: str
+    _server: uvicorn.Server
+    _thread: threading.Thread
+
+    def stop(self) -> None:
+        """End it; streams get what is left to send. May be called twice."""
+        self._server.should_exit = True
+        self._thread.join(_STOP_SECONDS)
+
+
+def start(app: FastAPI, host: str, port: int) -> Front:
+    """Serve an application in a thread.
+
+    Raises:
+        FederationError: no port is free, or the application does not start.
+    """
+    listener = listen(host, port)
+    server = make_server(app)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fedmap-front", daemon=True)
+    thread.start()
+    end = threading.Event()
+    waited = 0.0
+    while not server.started:
+        if not thread.is_alive() or waited > _START_SECONDS:
+            server.should_exit = True
+            listener.close()
+            raise FederationError(f"the page at {host}:{port} does not start; its reason is above")
+        end.wait(0.02)
+        waited += 0.02
+    return Front(url(listener), server, thread)
+
+
+@contextlib.contextmanager
+def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[Front]:
+    """Serve an application inside the block."""
+    front = start(app, host, port)
+    try:
+        yield front
+    finally:
+        front.stop()
