@@ -27,3 +27,7 @@ class QuorumError(FederationError):
 
 class CheckpointError(FederationError):
     """A checkpoint or a client's saved memory cannot be read or written."""
+
+
+class StorageError(FederationError):
+    """A file or folder cannot be written, or another process is using it."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import io
 import json
 import math
 import os
+import socket
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,24 +20,77 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from fedmap.errors import DataError
+from fedmap.errors import DataError, StorageError
 
 T = TypeVar("T")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace the file in one step: a reader, or a run that is killed meanwhile, finds the old content or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    """Replace the file in one step: a reader, or a run that is killed meanwhile, finds the old content or the new one.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written; the old file is as it was.
+    """
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            temporary.chmod(0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> StorageError:
+    """The sentence for a file that cannot be written."""
+    reason = getattr(error, "strerror", None) or error
+    return StorageError(f"{path}: cannot be written ({reason}); free space or choose another folder")
+
+
+@contextlib.contextmanager
+def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Inside the block this process alone holds the lock file, whose folder nobody else may then write. It is released however the
+    process ends.
+
+    Args:
+        path: the lock file; made if it does not exist, and left there.
+        seconds: how long to wait for another process to let go.
+
+    Raises:
+        StorageError: another process holds it, or it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        end = time.monotonic() + seconds
+        while not _taken(handle):
+            if time.monotonic() >= end:
+                owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+                raise StorageError(f"{path.parent} is in use by {owner}; wait until it has ended, or choose another folder")
+            time.sleep(0.05)
+        with contextlib.suppress(OSError):  # who holds it is a courtesy, for which a full disk need not have room
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def write_text(path: Path, text: str) -> None:

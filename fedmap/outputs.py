@@ -2,6 +2,8 @@
 
     config.yaml     the resolved configuration; values of secret keys are replaced by ***
     versions.json   {"software": Python, packages and commit; "machine": the kind of machine}
+    run.json        {"id": the name under which clients keep their memories of the run}
+    checkpoints/    what a stopped run continues from, see `fedmap.checkpoint`; may be removed once a run has finished
     results.json    see below
     results.csv     one row per round
     clients.csv     one row per round and client
@@ -27,6 +29,7 @@ A number that is not known or not finite is null. Scores of the test split are r
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import warnings
@@ -39,7 +42,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fedmap.errors import DataError
-from fedmap.files import plain, typed, write_csv, write_json, write_text
+from fedmap.files import plain, typed, unwritable, write_csv, write_json, write_text
 from fedmap.history import FAILED, REJECTED, ClientRecord, FinalResults, RoundRecord, RunHistory, Scores
 from fedmap.records import ClientSignals
 from fedmap.scoring import final_results as final_results  # a run ends with `run.finish(final_results(...))`
@@ -66,13 +69,14 @@ class RunFolder:
         self.history = RunHistory()
         self._tracker = Tracker()
 
-    def start(self, config: Any, label_names: Sequence[str], history: RunHistory | None = None) -> None:
+    def start(self, config: Any, label_names: Sequence[str], history: RunHistory | None = None, run_id: str = "") -> None:
         """Write what is known before the first round, and start the tracker that the configuration names.
 
         Args:
             config: the run's configuration: a DictConfig or a mapping.
             label_names: in the order of the model's outputs.
             history: of the same run before it was stopped, when it is resumed.
+            run_id: the name under which clients keep their memories of the run.
 
         Raises:
             ConfigError: `tracking` names something that cannot be had.
@@ -82,6 +86,10 @@ class RunFolder:
         self._tracker.start(self.path, shown)
         self.history = history or RunHistory(label_names=tuple(label_names))
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(shown))))
+        for left in self.path.glob(".*.tmp"):  # by a run that was killed while it wrote
+            left.unlink(missing_ok=True)
+        if run_id:
+            write_json(self.path / "run.json", {"id": run_id})
         write_json(self.path / "versions.json", {"software": versions(), "machine": machine()})
         self._write()
 
@@ -124,16 +132,26 @@ class RunFolder:
         self._tracker.close()
 
     def save_model(self, name: str, model: nn.Module, thresholds: Mapping[str, float] | None = None) -> Path:
-        """Write a model's folder, replacing an older one of that name, and return its path."""
+        """Write a model's folder, replacing an older one of that name, and return its path.
+
+        Raises:
+            StorageError: it cannot be written; an older one is as it was.
+        """
+        from safetensors import SafetensorError
+
         target = self.path / name
-        fresh = _fresh(target)
-        save = getattr(model, "save_pretrained", None)
-        if callable(save):
-            names, known = self.history.label_names, thresholds or {}
-            save(fresh, label_names=list(names), thresholds=[known.get(name, 0.5) for name in names])
-        else:
-            _save_plain(fresh, model, self.history.label_names, thresholds or {})
-        _swap(fresh, target)
+        try:
+            fresh = _fresh(target)
+            save = getattr(model, "save_pretrained", None)
+            if callable(save):
+                names, known = self.history.label_names, thresholds or {}
+                save(fresh, label_names=list(names), thresholds=[known.get(name, 0.5) for name in names])
+            else:
+                _save_plain(fresh, model, self.history.label_names, thresholds or {})
+            _swap(fresh, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(_place_of_fresh(target), ignore_errors=True)
+            raise unwritable(target, error) from error
         return target
 
     def _end(self, status: str, reason: str, final: FinalResults | None) -> None:
@@ -162,8 +180,6 @@ def read_history(path: Path) -> RunHistory:
     Raises:
         DataError: there is no results.json, or it is not one of this schema.
     """
-    import json
-
     file = Path(path) / "results.json"
     try:
         document = json.loads(file.read_text())
@@ -175,6 +191,19 @@ def read_history(path: Path) -> RunHistory:
         raise DataError(f"{file} has not schema_version {SCHEMA_VERSION}; it was written by another version of FedMAP")
     names = {field.name for field in fields(RunHistory)}
     return typed(RunHistory, {key: value for key, value in document.items() if key in names}, str(file))
+
+
+def run_id(path: Path) -> str:
+    """The name under which clients keep their memories of a run.
+
+    Raises:
+        DataError: the folder does not say.
+    """
+    file = Path(path) / "run.json"
+    try:
+        return str(json.loads(file.read_text())["id"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} does not say the run's id ({error}); give the folder of a run, e.g. outputs/<date>/<time>") from error
 
 
 def redacted(config: Any) -> Any:
@@ -264,10 +293,14 @@ def _save_plain(folder: Path, model: nn.Module, label_names: Sequence[str], thre
 
 
 def _fresh(target: Path) -> Path:
-    fresh = target.with_name(f".{target.name}.new")
+    fresh = _place_of_fresh(target)
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.parent.mkdir(parents=True, exist_ok=True)
     return fresh
+
+
+def _place_of_fresh(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new")
 
 
 def _copy_folder(source: Path, target: Path) -> None:

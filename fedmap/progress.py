@@ -20,6 +20,9 @@ class Progress:
     def start(self, num_rounds: int) -> None:
         """The clients are there and the first round begins."""
 
+    def resumed(self, round_index: int) -> None:
+        """The run goes on after this round; rounds that were told of after it are told of again."""
+
     def clients(self, round_index: int, client_ids: Sequence[int]) -> None:
         """These clients train in this round."""
 
@@ -128,6 +131,10 @@ class RichProgress(Progress):
         """See `Progress`."""
         self._pace.start(num_rounds)
         self._bars.update(self._rounds, total=num_rounds, note="")
+
+    def resumed(self, round_index: int) -> None:
+        """See `Progress`."""
+        self._bars.update(self._rounds, completed=round_index)
 
     def clients(self, round_index: int, client_ids: Sequence[int]) -> None:
         """See `Progress`."""

@@ -26,6 +26,12 @@ def tuned_thresholds(validation: Evaluation) -> npt.NDArray[np.float64] | None:
     return tune_thresholds(probabilities(validation.logits), validation.labels) if len(validation.labels) else None
 
 
+def thresholds_by_label(label_names: Sequence[str], validation: Evaluation | None, model: object) -> dict[str, float]:
+    """Thresholds tuned on the validation split, by label; none without validation rows, or for a model with a `decide` of its own."""
+    thresholds = None if validation is None or callable(getattr(model, "decide", None)) else tuned_thresholds(validation)
+    return {} if thresholds is None else dict(zip(label_names, map(float, thresholds), strict=True))
+
+
 def counts_at(evaluation: Evaluation, thresholds: npt.NDArray[np.float64]) -> MultilabelCounts:
     """The counts of an evaluated split at [C] probability thresholds."""
     return MultilabelCounts.of(probabilities(evaluation.logits) >= thresholds, evaluation.labels)

@@ -76,8 +76,9 @@ def train(message: Message, context: Context) -> Message:
                 told = time.monotonic()
                 _tell(context, "step", round=broadcast.round_index, num_rounds=run.num_rounds, steps=steps, loss=loss)
 
-        update, memory = session.client(client_id, run).train_round(broadcast, session.load_memory(client_id, run), on_step)
-        session.save_memory(client_id, run, memory)
+        memories = session.memories(client_id, run)
+        update, memory = session.client(client_id, run).train_round(broadcast, memories.before(broadcast.round_index), on_step)
+        memories.keep(broadcast.round_index, memory, run.oldest)
         _tell(
             context,
             "trained",
@@ -98,7 +99,8 @@ def evaluate(message: Message, context: Context) -> Message:
 
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
         broadcast = content_to_broadcast(message.content)
-        result = session.client(client_id, run).evaluate_round(broadcast, session.load_memory(client_id, run), "test")
+        memory = session.memories(client_id, run).before(broadcast.round_index)
+        result = session.client(client_id, run).evaluate_round(broadcast, memory, "test")
         _tell(context, "finished" if run.final else "evaluated", **result.counts.scores(), num_test=result.counts.num_samples)
         return counts_to_content(client_id, {"test": result.counts})
 

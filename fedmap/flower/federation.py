@@ -11,14 +11,17 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmap.aggregators.base import ServerState, expected_names, persist, restored, with_num_clients
+from fedmap.aggregators.base import ServerState, expected_names, persist, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
+from fedmap.checkpoint import Checkpoint
 from fedmap.config import RunConfig
 from fedmap.data.base import FederatedData, Split
-from fedmap.errors import ConfigError, QuorumError, UpdateError
+from fedmap.errors import CheckpointError, ConfigError, QuorumError, UpdateError
+from fedmap.files import locked
 from fedmap.flower.exchange import Answer, content_bytes, exchange
 from fedmap.flower.registry import Registry, quorum_of
+from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, find_standing, load_tests, save_tests
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
 from fedmap.guard import check_update
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
@@ -29,8 +32,10 @@ from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
-from fedmap.scoring import final_results, round_scores
+from fedmap.scoring import final_results, round_scores, thresholds_by_label
 from fedmap.weights import Weights
+
+_PATIENCE = 30.0  # seconds for a server that was killed a moment ago to be gone
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Server:
         folder: where results go.
         progress: told what happens, for people.
         expected: how many clients to wait for.
-        name: names the run; clients keep their memory under it.
+        name: names a new run; with something drawn at random behind it, clients keep their memories under it.
         data: the data set, where it has been built already.
     """
 
@@ -69,53 +74,64 @@ class Server:
             if "val" not in self.splits:
                 raise ConfigError(f"server.strategy: {NO_ROWS}")
             self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options))
-        self.best: Weights | None = None
-        self.last: Weights | None = None
+        self.checkpoints = checkpoints_of(self.folder.path, self.config.keep_checkpoints)
+        self._models: dict[str, tuple[Weights, Evaluation | None]] = {}  # "best" and "last", on the validation rows where they were scored
 
     def run(self, grid: Grid) -> None:
-        """Run the whole federation and write its results.
+        """Run the federation, or what is left of it after the newest checkpoint in the folder, and write its results.
 
         Raises:
             QuorumError: too few clients joined, or too many rounds in a row stayed below the quorum.
+            CheckpointError: the folder holds a run that cannot be continued, or a checkpoint cannot be written.
+            StorageError: another server uses the folder, or it cannot be written.
         """
-        self.folder.start(self.config.raw, self.label_names)
-        try:
-            self._run(grid)
-        except BaseException as error:
+        with locked(self.folder.path / LOCK, _PATIENCE):
+            initial = self.aggregator.init(get_weights(self.model), layout_of(self.model))
+            standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
+            self.folder.start(self.config.raw, self.label_names, standing.history, standing.run_id)
             try:
-                self._save_models()
-            finally:
-                self.folder.fail(str(error) or type(error).__name__)
-            raise
+                self._run(grid, standing)
+            except BaseException as error:
+                self._end_early(str(error) or type(error).__name__)
+                raise
 
-    def _run(self, grid: Grid) -> None:
+    def _run(self, grid: Grid, standing: Standing) -> None:
         config = self.config
-        info = RunInfo(self.name, config.random_seed, config.num_rounds)
+        for note in standing.notes:
+            self.progress.note(note)
         if not self.splits:
             self.progress.note(
                 "the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported"
             )
-        registry = self._registry(grid, info)
-        state = restored(self.aggregator, self.aggregator.init(get_weights(self.model), layout_of(self.model)))
-        registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum)
+        info = RunInfo(standing.run_id, config.random_seed, config.num_rounds)
+        registry = self._registry(grid, info, standing.clients)
+        state, failed_in_a_row = standing.state, standing.failed_in_a_row
+        if standing.best is not None:
+            self._models = {"best": (standing.best, None), "last": (state.weights, None)}
+        tests = load_tests(self.folder.path, state.round_index) if state.round_index >= config.num_rounds else None
+        if tests is None:
+            registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum, standing.clients.keys())
         self.progress.start(config.num_rounds)
-        self._record(RoundRecord.of(RoundReport(round_index=0), [], **self._scores(state.weights)), state.weights)
-        failed_in_a_row = 0
-        for _ in range(config.num_rounds):
+        if standing.best is None:
+            evaluations = self._evaluate(state.weights)
+            record = RoundRecord.of(RoundReport(round_index=0), [], **self._scores(evaluations))
+            self._record(record, state, evaluations, registry, 0)
+        else:
+            self.progress.resumed(state.round_index)
+        while state.round_index < config.num_rounds:
             registry.refresh(config.runtime.wait_seconds)
             least = quorum_of(self.expected, config.runtime.quorum)
             if len(registry.nodes) < least:
                 registry.wait(least, config.runtime.wait_seconds, 1.0)
-            state, good = self._round(grid, registry, info, state)
-            failed_in_a_row = 0 if good else failed_in_a_row + 1
+            state, failed_in_a_row = self._round(grid, registry, info, state, failed_in_a_row)
             if failed_in_a_row >= config.runtime.max_failed_rounds:
                 raise QuorumError(
                     f"{failed_in_a_row} rounds in a row had fewer answers than the quorum; the model of round "
                     f"{state.round_index - failed_in_a_row} is kept in {self.folder.path}. See the reasons above, or set runtime.quorum"
                 )
-        self._finish(grid, registry, info, state)
+        self._finish(grid, registry, info, state, tests)
 
-    def _registry(self, grid: Grid, info: RunInfo) -> Registry:
+    def _registry(self, grid: Grid, info: RunInfo, before: Mapping[int, int]) -> Registry:
         fingerprint = getattr(self.model, "frozen_fingerprint", None)
         return Registry(
             grid=grid,
@@ -124,11 +140,13 @@ class Server:
             model_names=[name for name, _ in shared_tensors(self.model)],
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
             note=self.progress.note,
+            before=before,
         )
 
-    def _round(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> tuple[ServerState, bool]:
-        """One round; returns the new state and whether the quorum was met."""
+    def _round(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState, failed: int) -> tuple[ServerState, int]:
+        """One round; returns the new state and how many rounds in a row, this one included, were below the quorum."""
         broadcast = self.aggregator.broadcast(state)
+        info = replace(info, oldest=self.checkpoints.oldest(broadcast.round_index))
         chosen = sample_clients(info.seed, broadcast.round_index, registry.client_ids(), self.config.clients_per_round)
         self.progress.clients(broadcast.round_index, chosen)
         started = time.perf_counter()
@@ -141,20 +159,21 @@ class Server:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
             state, report = self.aggregator.aggregate(state, updates)
             persist(self.aggregator, state)
-            good = True
+            failed = 0
         except UpdateError as error:
             # The old model stays; the round is marked and counted, so that random draws differ in the next one.
             state = replace(state, round_index=broadcast.round_index)
             note = f"round {broadcast.round_index}: {error}; the model is kept"
             self.progress.note(note)
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
-            good = False
+            failed += 1
         aggregated = time.perf_counter()
-        scores = self._scores(state.weights)
+        evaluations = self._evaluate(state.weights)
+        scores = self._scores(evaluations)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
         record = RoundRecord.of(report, updates, **scores, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down)
-        self._record(record, state.weights)
-        return state, good
+        self._record(record, state, evaluations, registry, failed)
+        return state, failed
 
     def _train(
         self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, names: frozenset[str], chosen: Sequence[int]
@@ -197,36 +216,57 @@ class Server:
         set_weights(self.model, weights)
         return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
 
-    def _scores(self, weights: Weights) -> RoundScores:
+    def _scores(self, evaluations: Mapping[str, Evaluation]) -> RoundScores:
         """Scores on the validation and the test split; None where the server has no such rows."""
-        results = self._evaluate(weights)
-        return round_scores(results.get("val"), results.get("test"), self.model)
+        return round_scores(evaluations.get("val"), evaluations.get("test"), self.model)
 
-    def _record(self, record: RoundRecord, weights: Weights) -> None:
+    def _record(
+        self, record: RoundRecord, state: ServerState, evaluations: Mapping[str, Evaluation], registry: Registry, failed: int
+    ) -> None:
+        """Write a round down. The checkpoint comes last: a run that is killed before it says the round again, and forgets none."""
         self.folder.add_round(record)
         best = self.folder.history.best
+        self._models["last"] = (state.weights, evaluations.get("val"))
         if best is None or best.round_index == record.round_index:  # without validation rows the last model is the best known
-            self.best = weights
-        self.last = weights
+            self._models["best"] = self._models["last"]
         self.progress.round_done(record)
+        try:
+            self.checkpoints.save(Checkpoint(registry.run.run_name, state, self.folder.history, failed, registry.rows()))
+        except CheckpointError as error:
+            kept = self.checkpoints.rounds()
+            advice = f"The same command again goes on after round {kept[-1]}" if kept else "The run has to start anew"
+            raise CheckpointError(f"round {record.round_index} is not saved: {error}. {advice}") from error
 
-    def _finish(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState) -> None:
+    def _finish(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState, tests: ClientTests | None) -> None:
         """Score the chosen model on the server and, each with the model it uses, on the clients; write everything."""
-        assert self.best is not None
+        weights, _ = self._models["best"]
         best = self.folder.history.best
-        counts = self._client_tests(grid, registry, replace(info, final=True), replace(self.aggregator.broadcast(state), weights=self.best))
-        results = self._evaluate(self.best)
+        if tests is None:
+            broadcast = replace(self.aggregator.broadcast(state), weights=weights)
+            tests = ClientTests(state.round_index, self._client_tests(grid, registry, replace(info, final=True), broadcast))
+            save_tests(self.folder.path, tests)
+        results = self._evaluate(weights)
         chosen = best.round_index if best else state.round_index
-        final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), counts, model=self.model)
-        self._save_models(final.thresholds)
+        final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), tests.counts, model=self.model)
+        self._models["best"] = (weights, results.get("val"))
+        self._save_models()
         self.folder.finish(final)
 
-    def _save_models(self, thresholds: Mapping[str, float] | None = None) -> None:
-        """Write the best and the last model; the thresholds are the best one's."""
-        for name, weights in (("best", self.best), ("last", self.last)):
-            if weights is not None:
-                set_weights(self.model, weights)
-                self.folder.save_model(name, self.model, (thresholds or None) if name == "best" else None)
+    def _save_models(self) -> None:
+        """Write the best and the last model, each with the thresholds that suit it on the validation rows."""
+        for name, (weights, validation) in self._models.items():
+            if validation is None and "val" in self.splits:
+                validation = self._evaluate(weights)["val"]
+            set_weights(self.model, weights)
+            self.folder.save_model(name, self.model, thresholds_by_label(self.label_names, validation, self.model))
+
+    def _end_early(self, reason: str) -> None:
+        """Leave what there is. What cannot be written is said, and does not hide the reason for which the run ends."""
+        for step in (self._save_models, lambda: self.folder.fail(reason)):
+            try:
+                step()
+            except Exception as error:
+                self.progress.note(f"after the run had failed: {error}")
 
     def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
         registry.refresh(5.0)

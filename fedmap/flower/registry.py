@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType
@@ -33,6 +33,7 @@ class Registry:
         model_names: the names of the tensors the server shares; a client must have the same.
         fingerprint: of the server's frozen towers; a client must have the same.
         note: told whenever a client joins, leaves or cannot take part.
+        before: training rows of each client that was there when the run was stopped.
     """
 
     grid: Grid
@@ -41,6 +42,7 @@ class Registry:
     model_names: Sequence[str]
     fingerprint: str
     note: Callable[[str], None]
+    before: Mapping[int, int] = field(default_factory=dict)
     cards: dict[int, ClientCard] = field(default_factory=dict)
     nodes: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
@@ -48,6 +50,10 @@ class Registry:
     def client_ids(self) -> list[int]:
         """The clients that have joined and are there, ascending."""
         return sorted(self.nodes)
+
+    def rows(self) -> dict[int, int]:
+        """Training rows of each client that is there."""
+        return {client_id: self.cards[client_id].num_train for client_id in self.client_ids()}
 
     def refresh(self, seconds: float) -> None:
         """Drop clients whose node has left; ask new nodes who they are, for at most `seconds`."""
@@ -93,9 +99,12 @@ class Registry:
         self.nodes[card.client_id] = node
         self.cards[card.client_id] = card
         self.note(f"client {card.client_id} has joined with {card.num_train} training rows")
+        rows = self.before.get(card.client_id, card.num_train)
+        if rows != card.num_train:
+            self.note(f"client {card.client_id} had {rows} training rows when the run was stopped: its part from here on is another one")
 
-    def wait(self, expected: int, seconds: float, quorum: float) -> None:
-        """Wait until `expected` clients have joined; after `seconds` go on with a quorum of them.
+    def wait(self, expected: int, seconds: float, quorum: float, also: Collection[int] = ()) -> None:
+        """Wait until `expected` clients, `also` among them, have joined; after `seconds` go on with a quorum of them.
 
         A grid to which no further node can come (`closed`) is not waited for once all its nodes have answered.
 
@@ -107,13 +116,15 @@ class Registry:
         while True:
             self.refresh(max(end - time.monotonic(), 1.0))
             joined = len(self.nodes)
-            if joined >= expected:
+            if joined >= expected and set(also) <= set(self.nodes):
                 return
             everybody = getattr(self.grid, "closed", False) and len(self.nodes) + len(self.problems) >= len(list(self.grid.get_node_ids()))
             if everybody or time.monotonic() >= end:
                 break
             if joined != said:
-                self.note(f"waiting for clients: {joined} of {expected} have joined, {max(end - time.monotonic(), 0):.0f} s left")
+                self.note(
+                    f"waiting for clients: {joined} of {max(expected, len(also))} have joined, {max(end - time.monotonic(), 0):.0f} s left"
+                )
                 said = joined
             time.sleep(_POLL_SECONDS)
         least, when = quorum_of(expected, quorum), "" if everybody else f" within {seconds:g} s"

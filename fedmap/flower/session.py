@@ -13,13 +13,12 @@ from flwr.app import Context
 from torch import nn
 
 from fedmap.build import build_data, build_hook, build_model, cache_dir, prepare_split, training_options
-from fedmap.checkpoint import load_memory, save_memory
+from fedmap.checkpoint import Memories
 from fedmap.config import RunConfig, load, parse
 from fedmap.data.base import FederatedData, Split
 from fedmap.errors import ConfigError, UpdateError
 from fedmap.flower.wire import ClientCard, RunInfo
 from fedmap.local.client import LocalClient
-from fedmap.local.rules import Memory
 from fedmap.local.tensors import shared_tensors
 from fedmap.signals import modality_shares
 
@@ -76,27 +75,20 @@ class Session:
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
         )
 
-    def memory_path(self, client_id: int, run: RunInfo) -> Path:
-        """Where this client keeps its memory of this run, below the data folder.
+    def memories(self, client_id: int, run: RunInfo) -> Memories:
+        """What this client remembers of this run, below the data folder.
 
         Raises:
             UpdateError: the server named the run in a way that is no plain file name.
         """
         if not _SAFE_NAME.fullmatch(run.run_name):
             raise UpdateError(f"the server named the run {run.run_name!r}; expected letters, digits, '.', '_' and '-' alone")
-        return cache_dir(self.config).parent / "clients" / run.run_name / f"client_{client_id}" / "memory.safetensors"
+        return Memories(memory_folder(self.config, run.run_name, client_id))
 
-    def load_memory(self, client_id: int, run: RunInfo) -> Memory:
-        """The client's memory of this run; empty before its first round."""
-        path = self.memory_path(client_id, run)
-        return load_memory(path) if path.exists() else Memory()
 
-    def save_memory(self, client_id: int, run: RunInfo, memory: Memory) -> None:
-        """Keep the client's memory; nothing is written for algorithms that have none."""
-        path = self.memory_path(client_id, run)
-        if memory.arrays or memory.scalars or path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_memory(path, memory)
+def memory_folder(config: RunConfig, run_id: str, client_id: int) -> Path:
+    """Where a client keeps its memories of a run."""
+    return cache_dir(config).parent / "clients" / run_id / f"client_{client_id}"
 
 
 _SESSIONS: dict[str, Session] = {}

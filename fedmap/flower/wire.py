@@ -34,12 +34,14 @@ class RunInfo:
         seed: the federation's seed, which decides the order of a client's batches.
         num_rounds: rounds in all.
         final: whether this is the last message of the run.
+        oldest: the server may go back to the end of this round, and no further; 0 is before the first.
     """
 
     run_name: str
     seed: int
     num_rounds: int
     final: bool = False
+    oldest: int = 0
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,21 @@ def content_to_broadcast(content: RecordDict) -> Broadcast:
 
 def run_to_content(run: RunInfo) -> RecordDict:
     """The content of a query message."""
-    return RecordDict(
-        {"round": ConfigRecord({"run-name": run.run_name, "seed": run.seed, "num-rounds": run.num_rounds, "final": run.final})}
-    )
+    place = ConfigRecord({"run-name": run.run_name, "seed": run.seed, "num-rounds": run.num_rounds, "final": run.final})
+    place["oldest"] = run.oldest
+    return RecordDict({"round": place})
 
 
 def content_to_run(content: RecordDict) -> RunInfo:
     """What a message says about the run."""
     place = _config(content, "round")
-    return RunInfo(str(place["run-name"]), int(place["seed"]), int(place["num-rounds"]), bool(place["final"]))
+    return RunInfo(
+        run_name=str(place["run-name"]),
+        seed=int(place["seed"]),
+        num_rounds=int(place["num-rounds"]),
+        final=bool(place["final"]),
+        oldest=int(place["oldest"]),
+    )
 
 
 def card_to_content(card: ClientCard) -> RecordDict:

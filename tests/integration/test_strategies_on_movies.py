@@ -12,7 +12,7 @@ import pytest
 from fedmap.aggregators.base import expected_names, with_num_clients
 from fedmap.aggregators.judge import with_judge
 from fedmap.build import build_aggregator, build_data, build_model, prepare_split, training_options
-from fedmap.checkpoint import load_memory, memory_path, save_memory, state_from_bytes, state_to_bytes
+from fedmap.checkpoint import Memories, state_from_bytes, state_to_bytes
 from fedmap.config import CONF, compose_and_resolve, parse
 from fedmap.data.prepare import prepare
 from fedmap.guard import check_update
@@ -70,8 +70,8 @@ def test_two_rounds_and_a_restart(name, federation, tmp_path):
     assert {key: array.dtype for key, array in state.weights.items()} == {key: array.dtype for key, array in initial.items()}
 
     for k, memory in memories.items():
-        save_memory(memory_path(tmp_path, "run", k), memory)
-    restarted = {k: load_memory(memory_path(tmp_path, "run", k)) for k in memories}
+        Memories(tmp_path / str(k)).keep(2, memory, oldest=1)
+    restarted = {k: Memories(tmp_path / str(k)).before(3) for k in memories}
     straight, _ = simulate(aggregator, state, clients, 1, seed=3, clients_per_round=4, memories=memories)
     loaded = state_from_bytes(state_to_bytes(state), type(state))
     resumed, _ = simulate(aggregator, loaded, make_clients(options), 1, seed=3, clients_per_round=4, memories=restarted)

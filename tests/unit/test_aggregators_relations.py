@@ -15,7 +15,7 @@ from fedmap.aggregators.fedprox import FedProx
 from fedmap.aggregators.gma import GMA
 from fedmap.aggregators.individual import Individual
 from fedmap.aggregators.scaffold import Scaffold
-from fedmap.checkpoint import load_memory, memory_path, save_memory
+from fedmap.checkpoint import Memories
 from fedmap.flower.foreign import FlowerAggregator
 from fedmap.local.rules import Memory
 from fedmap.local.training import TrainingOptions
@@ -228,8 +228,8 @@ def test_a_clients_memory_survives_a_restart_and_stays_on_the_client(aggregator,
     clients = net_clients(SGD)
     state, memories = run(aggregator, clients, 2)
     for k, memory in memories.items():
-        save_memory(memory_path(tmp_path, "run", k), memory)
-    restarted = {k: load_memory(memory_path(tmp_path, "run", k)) for k in memories}
+        Memories(tmp_path / str(k)).keep(2, memory, oldest=1)
+    restarted = {k: Memories(tmp_path / str(k)).before(3) for k in memories}
     sent, _ = one_round(aggregator, state, clients, memories)
     again, _ = one_round(aggregator, state, net_clients(SGD), restarted)
     for before, after in zip(sent, again, strict=True):

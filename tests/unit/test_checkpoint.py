@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+import resource
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
 
 from fedmap.aggregators.base import ServerState
-from fedmap.checkpoint import load_memory, load_state, memory_path, save_memory, save_state, state_from_bytes, state_to_bytes
+from fedmap.checkpoint import Checkpoint, Checkpoints, Memories, load_state, save_state, state_from_bytes, state_to_bytes
 from fedmap.errors import CheckpointError
+from fedmap.flower.foreign import FlowerState
+from fedmap.history import RoundRecord, RunHistory, Scores
 from fedmap.local.rules import Memory
 from fedmap.weights import Layout
 
@@ -98,18 +101,129 @@ def test_a_missing_or_damaged_file_is_named(tmp_path):
         load_state(tmp_path / "broken", ServerState)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(CheckpointError, match="text: this is not a state"):
-        load_memory(tmp_path / "text")
+        load_state(tmp_path / "text", Memory)
+    (tmp_path / "newer").write_bytes(b"FEDMAP12\n" + state_to_bytes(Memory())[8:])
+    with pytest.raises(
+        CheckpointError, match="newer: the saved state has format 12, and this version of FedMAP reads up to 1; update FedMAP"
+    ):
+        load_state(tmp_path / "newer", Memory)
 
 
-def test_memories_are_kept_by_run_and_client_and_readable_by_their_owner_alone(tmp_path):
-    path = memory_path(tmp_path, "run 1/../x", 3)
-    assert path.parent.parent == tmp_path
-    assert memory_path(tmp_path, "..", 3).resolve().is_relative_to(tmp_path)
-    assert path != memory_path(tmp_path, "run 1/../x", 4)
-    assert load_memory(path) == Memory()
-    memory = Memory(arrays={"control": {"w": np.ones(2, np.float32)}}, scalars={"k": 1.5})
-    save_memory(path, memory)
-    loaded = load_memory(path)
-    assert loaded.scalars == memory.scalars
-    assert np.array_equal(loaded.arrays["control"]["w"], memory.arrays["control"]["w"])
-    assert path.stat().st_mode & 0o077 == 0
+def numbered(value: int) -> Memory:
+    return Memory(arrays={"control": {"w": np.full(2, value, np.float32)}}, scalars={"k": value + 0.5})
+
+
+def test_a_client_finds_its_memory_as_it_was_before_a_round(tmp_path):
+    memories = Memories(tmp_path / "run" / "client_3")
+    assert memories.before(1) == memories.latest() == Memory()
+    memories.keep(1, Memory(), oldest=0)
+    assert not memories.folder.exists(), "algorithms without a memory write nothing"
+    for r in (2, 3, 5):
+        memories.keep(r, numbered(r), oldest=r - 2)
+    assert [memories.before(r).scalars.get("k") for r in (4, 5, 6, 9)] == [3.5, 3.5, 5.5, 5.5]
+    assert memories.latest().arrays["control"]["w"].tolist() == [5, 5]
+    assert (memories.folder / "round_000005.memory").stat().st_mode & 0o077 == 0
+    memories.keep(4, Memory(), oldest=3)
+    assert memories.rounds() == [3, 4], "round 5 has been undone, round 2 is not needed any more"
+    assert memories.before(5) == Memory(), "an empty memory after one that was not"
+
+
+def test_a_memory_that_is_no_longer_kept_is_never_taken_for_an_empty_one(tmp_path):
+    memories = Memories(tmp_path)
+    for r in range(1, 7):
+        memories.keep(r, numbered(r), oldest=r - 1)
+        assert len(memories.rounds()) <= 2
+    assert memories.before(6).scalars == {"k": 5.5}
+    with pytest.raises(CheckpointError, match="the memory of before round 4 is no longer kept, the oldest is of round 5"):
+        memories.before(4)
+    late = Memories(tmp_path / "late")  # its first round was the third
+    late.keep(3, numbered(3), oldest=2)
+    assert late.before(3) == late.before(2) == Memory()
+
+
+def test_half_a_memory_is_cleared_away(tmp_path):
+    memories = Memories(tmp_path)
+    memories.keep(1, numbered(1), oldest=0)
+    (tmp_path / ".round_000002.memory.abc").write_bytes(b"half")
+    assert memories.before(2).scalars == {"k": 1.5}
+    memories.keep(2, numbered(2), oldest=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round_000001.memory", "round_000002.memory"]
+
+
+def checkpoint(round_index: int, scores: dict[int, float]) -> Checkpoint:
+    records = tuple(RoundRecord(r, validation=Scores(s, s, s, s, 4, 1.0)) for r, s in scores.items() if r <= round_index)
+    state = FlowerState({"w": np.full(3, round_index, np.float32)}, round_index, memory={"m": {"w": np.ones(3)}, "v": (np.zeros(2),)})
+    return Checkpoint("run-1", state, RunHistory(("a", "b"), records), failed_in_a_row=1, clients={0: 10, 2: 30})
+
+
+SCORES = {0: 0.1, 1: 0.5, 2: 0.3, 3: 0.2, 4: 0.6, 5: 0.4}
+
+
+def test_the_last_checkpoints_and_the_best_models_stay(tmp_path):
+    kept = Checkpoints(tmp_path / "checkpoints", keep=2)
+    assert kept.load(FlowerState) is None
+    seen = []
+    for r in SCORES:
+        kept.save(checkpoint(r, SCORES))
+        seen.append(kept.rounds())
+    assert seen == [[0], [0, 1], [1, 2], [1, 2, 3], [1, 3, 4], [4, 5]]
+    found = kept.load(FlowerState)
+    assert found is not None
+    assert found.notes == ()
+    assert found.best["w"].tolist() == [4, 4, 4]
+    expected = checkpoint(5, SCORES)
+    assert state_to_bytes(found.checkpoint) == state_to_bytes(expected)
+    assert found.checkpoint.history == expected.history
+    assert (found.checkpoint.run_id, found.checkpoint.failed_in_a_row, found.checkpoint.clients) == ("run-1", 1, {0: 10, 2: 30})
+    assert isinstance(found.checkpoint.state, FlowerState)
+    Checkpoints(tmp_path / "none", keep=0).save(checkpoint(1, SCORES))
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(tmp_path):
+    kept = Checkpoints(tmp_path, keep=2)
+    for r in (0, 1, 2, 3):
+        kept.save(checkpoint(r, SCORES))
+    newest = tmp_path / "round_000003.checkpoint"
+    whole = newest.read_bytes()
+    for broken, reason in (
+        (whole[:-7], "is damaged or cut short"),
+        (b"", "this is not a state"),
+        (b"FEDMAP2\n" + whole[8:], "update FedMAP"),
+    ):
+        newest.write_bytes(broken)
+        found = kept.load(FlowerState)
+        assert found is not None
+        assert found.checkpoint.state.round_index == 2
+        assert found.best["w"].tolist() == [1, 1, 1]
+        assert len(found.notes) == 1
+        assert "a checkpoint cannot be used" in found.notes[0]
+        assert reason in found.notes[0]
+    kept.save(checkpoint(3, SCORES))
+    (tmp_path / "round_000001.checkpoint").write_bytes(whole[:100])  # the best one
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be used; move the run's folder away.*round_000001.*damaged"):
+        kept.load(FlowerState)
+
+
+def test_a_checkpoint_of_another_strategy_is_named(tmp_path):
+    kept = Checkpoints(tmp_path, keep=1)
+    kept.save(checkpoint(1, {1: 0.5}))
+    with pytest.raises(CheckpointError, match="holds a fedmap.flower.foreign.FlowerState, which is not part of the expected state"):
+        kept.load(ServerState)
+    kept.save(replace(checkpoint(1, {1: 0.5}), state=replace(full_state(), round_index=1)))
+    with pytest.raises(CheckpointError, match="expected a FlowerState, found a ServerState; resume with its strategy"):
+        kept.load(FlowerState)
+
+
+def test_a_disk_that_is_full_costs_no_checkpoint(tmp_path):
+    kept = Checkpoints(tmp_path, keep=1)
+    kept.save(checkpoint(1, SCORES))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))  # no file may be longer: what a full disk does, but to this process alone
+    try:
+        with pytest.raises(CheckpointError, match=r"round_000002.checkpoint: cannot be written \(File too large\); free space"):
+            kept.save(checkpoint(2, SCORES))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == ["round_000001.checkpoint"]
+    assert kept.load(FlowerState) is not None

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import math
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from torch import nn
 
-from fedmap.errors import DataError
+from fedmap.errors import DataError, StorageError
 from fedmap.files import plain, typed, write_text
 from fedmap.history import ClientRecord, RoundRecord, RunHistory, Scores
 from fedmap.local.training import Evaluation
@@ -231,10 +232,10 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
     write_text(tmp_path / "a.txt", "old")
 
     def full(*_: object) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(StorageError, match=r"a\.txt: cannot be written \(No space left on device\); free space"):
         write_text(tmp_path / "a.txt", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"

@@ -15,7 +15,7 @@ import re
 import tempfile
 import typing
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +24,12 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from fedmap.errors import CheckpointError
-from fedmap.local.rules import Memory
 from fedmap.weights import Array
 
 T = TypeVar("T")
 
-_MAGIC = b"FEDMAP1\n"  # followed by the CRC-32 of everything after it, in four bytes, lowest first
+_FORMAT = 1
+_MAGIC = b"FEDMAP%d\n" % _FORMAT  # followed by the CRC-32 of everything after it, in four bytes, lowest first
 
 
 def state_to_bytes(state: object) -> bytes:
@@ -44,16 +44,22 @@ def state_to_bytes(state: object) -> bytes:
     return _MAGIC + zlib.crc32(container).to_bytes(4, "little") + container
 
 
-def state_from_bytes(data: bytes, expected: type[T]) -> T:
+def state_from_bytes(data: bytes, expected: type[T], also: Sequence[type] = ()) -> T:
     """The dataclass that `state_to_bytes` stored.
 
     Args:
         data: the stored bytes.
         expected: the class of the state, e.g. `type(aggregator.init(weights, layout))`.
+        also: further dataclasses that may stand in fields that are annotated with one of their base classes.
 
     Raises:
-        CheckpointError: the bytes are damaged or cut short, were not written by FedMAP, or hold another class.
+        CheckpointError: the bytes are damaged or cut short, were written by a newer version or not by FedMAP at all, or hold
+            another class.
     """
+    if (newer := re.match(rb"FEDMAP(\d{1,9})\n", data)) and int(newer[1]) > _FORMAT:
+        raise CheckpointError(
+            f"the saved state has format {int(newer[1])}, and this version of FedMAP reads up to {_FORMAT}; update FedMAP to continue"
+        )
     if not data.startswith(_MAGIC):
         raise CheckpointError("this is not a state saved by this version of FedMAP; give the path of one of its checkpoints")
     start = len(_MAGIC) + 4
@@ -65,15 +71,18 @@ def state_from_bytes(data: bytes, expected: type[T]) -> T:
     name = _name(expected)
     if found["dataclass"] != name:
         raise CheckpointError(f"expected a saved {name}, found {found['dataclass']}; resume with the strategy that wrote it")
-    return typing.cast(T, _decode(found, arrays, _dataclasses_of(expected)))
+    classes = _dataclasses_of(expected)
+    for kind in also:
+        classes |= _dataclasses_of(kind)
+    return typing.cast(T, _decode(found, arrays, classes))
 
 
 def save_state(path: Path, state: object) -> None:
     """Write a state to a file, atomically: after a crash the file holds the old state or the new one, never half of one."""
-    _write(path, state_to_bytes(state))
+    write_atomically(path, state_to_bytes(state))
 
 
-def load_state(path: Path, expected: type[T]) -> T:
+def load_state(path: Path, expected: type[T], also: Sequence[type] = ()) -> T:
     """Read a state from a file; see `state_from_bytes`.
 
     Raises:
@@ -84,32 +93,17 @@ def load_state(path: Path, expected: type[T]) -> T:
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a saved checkpoint") from error
     try:
-        return state_from_bytes(data, expected)
+        return state_from_bytes(data, expected, also)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def memory_path(folder: Path, run: str, client_id: int) -> Path:
-    """Where a client keeps its memory of one run; the run's name is made safe for a file system."""
-    safe = re.sub(r"[^A-Za-z0-9._-]", "_", run)
-    return folder / (safe if safe.strip(".") else f"run{safe}") / f"client_{client_id}.memory"
-
-
-def save_memory(path: Path, memory: Memory) -> None:
-    """Write a client's memory to a file that only its owner can read, atomically."""
-    _write(path, state_to_bytes(memory))
-
-
-def load_memory(path: Path) -> Memory:
-    """A client's memory; an empty one where the client has not kept any yet.
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace a file in one step that also survives a power cut; what is there can be read by its owner alone.
 
     Raises:
-        CheckpointError: the file is there but unreadable or damaged.
+        CheckpointError: the disk is full or the folder cannot be written; the old file is as it was.
     """
-    return load_state(path, Memory) if path.exists() else Memory()
-
-
-def _write(path: Path, data: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created readable by its owner alone
@@ -119,11 +113,20 @@ def _write(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)
+            _sync_folder(path.parent)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)  # the new name is safe only when the folder is
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _tree(container: bytes) -> str:
