@@ -148,8 +148,9 @@ def router(outputs: Path, worker: Worker | None = None) -> APIRouter:
         name = run or next(iter(known))
         if name not in known:
             raise HTTPException(404, f"there is no run {name!r} with a saved model; GET /api/models lists those that there are")
+        plot = text.replace("\r\n", "\n")  # browsers send line ends so; words are counted from the beginning of the page's own text
         try:
-            answer = predictions.ask(Question(known[name], model, client, text, content, explain))
+            answer = predictions.ask(Question(known[name], model, client, plot, content, explain))
         except BusyError as error:
             raise HTTPException(503, str(error), headers={"Retry-After": "5"}) from error
         except DataError as error:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
-from fedmap.service import archive, documentation
+from fedmap.service import archive, documentation, predict
 from fedmap.service.answers import Json, install_answers
 from fedmap.service.gate import Gate, Rules
 from fedmap.service.runs import MODELS, Runs
@@ -47,9 +47,12 @@ def create_server_app(
     app.include_router(_health(), tags=["health"])
     app.include_router(_runs(runs), tags=["runs"])
     app.include_router(_current(runs), tags=["current run"])
+    app.include_router(predict.router(outputs))
     app.include_router(documentation.router())
     install_answers(app)
-    app.add_middleware(Gate, rules=Rules(token=token, public=public))
+    app.add_middleware(
+        Gate, rules=Rules(token=token, public=public, forms=frozenset({predict.PATH}), bodies={predict.PATH: predict.MAX_BODY})
+    )
     return app
 
 
