@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -22,7 +23,7 @@ _MISTAKE, _FAILED, _INTERRUPTED = 2, 1, 130
 
 def serve(cfg: DictConfig) -> int:
     """Serve a federation and write its results; returns the process's exit code."""
-    return _door(cfg, _serve)
+    return _door(cfg, _serve, continues=True)
 
 
 def join(cfg: DictConfig) -> int:
@@ -30,29 +31,38 @@ def join(cfg: DictConfig) -> int:
     return _door(cfg, _join)
 
 
-def _door(cfg: DictConfig, work: Any) -> int:
+def _door(cfg: DictConfig, work: Any, continues: bool = False) -> int:
     from hydra.core.hydra_config import HydraConfig
 
+    from fedmap.files import locked
+
     folder = Path(HydraConfig.get().runtime.output_dir).resolve()
-    try:
-        tree = resolved(cfg)
-        config = configuration.parse(tree)
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _MISTAKE
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "run.yaml"
-    configuration.save(tree, file)
-    try:
-        with processes.terminated_like_interrupted():
-            work(config, file, folder)
-    except FederationError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return _FAILED
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return _INTERRUPTED
-    return 0
+    with contextlib.ExitStack() as stack:
+        try:
+            tree = resolved(cfg)
+            config = configuration.parse(tree)
+            if continues:
+                from fedmap.resuming import continued
+
+                stack.enter_context(locked(folder / ".lock"))
+                tree = continued(folder, tree, list(HydraConfig.get().overrides.task))
+                config = configuration.parse(tree)
+        except FederationError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return _MISTAKE
+        try:
+            file = folder / "run.yaml"  # with secrets, for the processes of this run: its owner alone may read it, and it goes with the run
+            stack.callback(file.unlink, missing_ok=True)
+            configuration.save(tree, file)
+            with processes.terminated_like_interrupted():
+                work(config, file, folder)
+        except FederationError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return _FAILED
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return _INTERRUPTED
+        return 0
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -82,6 +92,9 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     from fedmap.outputs import RunFolder
     from fedmap.progress import make_progress
 
+    if _has_finished(config, folder):
+        _show_results(folder)
+        return
     progress = make_progress()
     _log_through(progress)
     try:
@@ -94,6 +107,23 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     finally:
         progress.stop()
     _show_results(folder)
+
+
+def _has_finished(config: RunConfig, folder: Path) -> bool:
+    """Whether there is nothing left to do in the folder, which is said. Refuses what cannot be continued before anything is started."""
+    from fedmap.report.folder import shown, write_report
+    from fedmap.resuming import check_may_start, rounds_done
+
+    check_may_start(folder, config.resume, any((folder / "checkpoints").glob("round_*.checkpoint")))
+    status, done = rounds_done(folder)
+    if status != "finished" or done < config.num_rounds:
+        return False
+    print(
+        f"{shown(folder)}: this run has finished after {done} rounds. A larger num_rounds trains it further; another name starts a new one"
+    )
+    if not (folder / "report.md").exists():
+        write_report(folder)
+    return True
 
 
 class _Notes(logging.Handler):
@@ -144,8 +174,7 @@ def _show_results(folder: Path) -> None:
 
 
 def _join(config: RunConfig, file: Path, folder: Path) -> None:
-    from fedmap.flower import superlink
-    from fedmap.flower.prepare import prepare
+    from fedmap.service.client import take_part
 
     if config.runtime.name != "superlink":
         raise FederationError("client_main.py joins a server over runtime=superlink; with runtime=local the server runs all clients itself")
@@ -153,9 +182,7 @@ def _join(config: RunConfig, file: Path, folder: Path) -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
-    say(f"client {config.client_id}: preparing its data")
-    say(prepare(config, file, folder))
-    superlink.join(config, file, folder, say)
+    take_part(config, file, folder, say)
 
 
 logging.getLogger("fedmap").setLevel(logging.INFO)

@@ -49,6 +49,18 @@ def running(command: Sequence[str], log: Path, cwd: Path, environment: Mapping[s
     finally:
         end_tree(process.pid)
         process.wait()
+        _end_session(process.pid)
+
+
+def _end_session(leader: int) -> None:
+    """Kill what a program that has ended by itself left running in the session that it led."""
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) == leader:
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=5.0)
 
 
 def end_tree(pid: int, patience: float = 5.0) -> None:

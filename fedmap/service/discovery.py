@@ -1,0 +1,116 @@
+"""Where the server is: FEDOPS_AGGREGATION_SERVER, else what FedOps' server manager says, else `runtime.address`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from fedmap.backoff import pauses
+from fedmap.config import is_loopback
+from fedmap.errors import ConfigError
+from fedmap.service.platform import ClientPlatform, Platform
+from fedmap.service.transport import reason_of, without_password
+
+log = logging.getLogger("fedmap.platform")
+
+
+class Fixed:
+    """An address that is known.
+
+    Attributes:
+        address: host:port.
+    """
+
+    waiting_for = ""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def refresh(self) -> None:
+        """Ask again; there is nobody to ask."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class Asked:
+    """An address that the server manager is asked for, in a thread of its own: a manager that hangs delays nothing else.
+
+    Attributes:
+        address: host:port; "" until it is known.
+        waiting_for: a sentence while it is not; "" afterwards.
+    """
+
+    def __init__(self, api: ClientPlatform, insecure: bool, first_pause: float = 1.0, longest_pause: float = 30.0) -> None:
+        self._api, self._insecure = api, insecure
+        self._where = without_password(api.platform.server_manager)
+        self._pause = pauses(first_pause, longest_pause)
+        self._ask = threading.Event()
+        self._closed = False
+        self.address = ""
+        self.waiting_for = f"the server manager at {self._where}"
+        self._ask.set()
+        threading.Thread(target=self._work, name="fedmap-discovery", daemon=True).start()
+
+    def refresh(self) -> None:
+        """Ask again, e.g. because the server does not answer any more; the old address stays until there is another."""
+        self._ask.set()
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._closed = True
+        self._ask.set()
+
+    def _work(self) -> None:
+        failures = 0
+        while True:
+            self._ask.wait()
+            if self._closed:
+                return
+            self._ask.clear()
+            try:
+                self.address = self._allowed(self._api.address())
+                self.waiting_for, failures = "", 0
+            except Exception as error:  # no answer of a manager may end this thread: it is asked again
+                failures += 1
+                log.debug("server manager: %r", error)
+                if not self.address:
+                    task = self._api.task_id
+                    self.waiting_for = f"the server manager at {self._where} to name the server of task {task} ({reason_of(error)})"
+                    self._ask.set()
+            if self._ask.is_set() and not self._closed:
+                time.sleep(self._pause(max(failures, 1)))
+
+    def _allowed(self, address: str) -> str:
+        if not self._insecure and not is_loopback(address.rpartition(":")[0]):
+            raise ConfigError(
+                f"it names {address}, which is not this machine, and the connection would be neither encrypted nor authenticated; "
+                "say security.insecure=true if the network is trusted"
+            )
+        return address
+
+
+def discovery(platform: Platform, task_id: str, configured: str, insecure: bool) -> Fixed | Asked:
+    """The way to the server's address.
+
+    Args:
+        platform: what the environment says.
+        task_id: the federation's task.
+        configured: `runtime.address`.
+        insecure: whether addresses other than this machine's are allowed.
+
+    Raises:
+        ConfigError: FEDOPS_AGGREGATION_SERVER is not allowed.
+        FederationError: there is a server manager, but FedOps' client API is not installed.
+    """
+    if platform.aggregation_server:
+        if not insecure and not is_loopback(platform.aggregation_server.rpartition(":")[0]):
+            raise ConfigError(
+                f"FEDOPS_AGGREGATION_SERVER={platform.aggregation_server} is not this machine, and the connection would be neither "
+                "encrypted nor authenticated; say security.insecure=true if the network is trusted"
+            )
+        return Fixed(platform.aggregation_server)
+    if platform.server_manager:
+        return Asked(ClientPlatform(platform, task_id), insecure)
+    return Fixed(configured)
