@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
-from fedmap.errors import ConfigError
+from fedmap.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -399,10 +400,21 @@ def load(path: Path) -> RunConfig:
 
 
 def save(tree: Mapping[str, Any], path: Path) -> None:
-    """Write a resolved configuration for `load`."""
+    """Write a resolved configuration for `load`; it may hold secrets, so its owner alone can read it.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
     import yaml
 
-    path.write_text(yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
 
 
 def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
