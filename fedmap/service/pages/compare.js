@@ -1,0 +1,213 @@
+// Two or more runs side by side: final scores, overlaid curves, F1 by label, and where their configurations differ.
+
+import { $, h, number, s, setText } from "/assets/dom.js";
+import { bytes, count, duration, lastPart, score } from "/assets/format.js";
+import { compareLink, listRuns, readRun, runLink } from "/assets/api.js";
+import { Chart } from "/assets/chart.js";
+import { Run, bytesOf } from "/assets/run.js";
+import { STATUS } from "/assets/summary.js";
+import { flat } from "/assets/strategy.js";
+
+const TITLES = [["macro_f1", "Macro-F1"], ["micro_f1", "Micro-F1"], ["loss", "Loss"]];
+const runs = new Map(); // id -> Run, in the order in which they were chosen
+const tones = new Map(); // id -> colour and dash, kept while the run is on the page
+let charts = null;
+let known = [];
+
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+const present = (value) => value !== null && value !== undefined && Number.isFinite(value);
+const swatch = (id) => s("svg", { viewBox: "0 0 22 10", class: `tone-${tones.get(id).tone}`, "aria-hidden": "true" }, s("line", { class: `swatch dash-${tones.get(id).dash}`, x1: 1, x2: 21, y1: 5, y2: 5 }));
+
+function strategyOf(run) {
+  const target = run.config.server?.strategy?._target_;
+  return target ? lastPart(target) : "";
+}
+
+/** Short names that tell the runs apart: the strategy, with the run's own name where two have the same. */
+function names() {
+  const strategies = [...runs.values()].map(strategyOf);
+  return new Map([...runs.values()].map((run) => {
+    const own = run.id.replace("~", " ");
+    const strategy = strategyOf(run);
+    const single = strategy && strategies.filter((other) => other === strategy).length === 1;
+    return [run.id, single ? strategy : [strategy, own].filter(Boolean).join(" · ")];
+  }));
+}
+
+function take(id, run) {
+  runs.set(id, run);
+  if (tones.has(id)) return;
+  const used = new Set([...tones.values()].map((tone) => tone.at));
+  let at = 0;
+  while (used.has(at)) at += 1;
+  tones.set(id, { at, tone: (at % 8) + 1, dash: at % 4 });
+}
+
+function drop(id) {
+  runs.delete(id);
+  tones.delete(id);
+  remember();
+  draw();
+  $("add").focus();
+}
+
+function remember() {
+  const ids = [...runs.keys()];
+  history.replaceState(null, "", ids.length ? compareLink(ids) : "/compare");
+}
+
+async function add(id) {
+  if (!id || runs.has(id)) return;
+  try {
+    take(id, new Run(await readRun(id)));
+    $("notice").hidden = true;
+  } catch (error) {
+    $("notice").hidden = false;
+    $("notice").replaceChildren(h("div", { class: "box bad" }, h("strong", null, `Run ${id.replace("~", " ")} cannot be shown`), error.message));
+  }
+}
+
+function drawPicked(named) {
+  $("picked").replaceChildren(...[...runs.values()].map((run) => h("li", null, swatch(run.id), h("a", { href: runLink(run.id) }, named.get(run.id)),
+    h("button", { type: "button", "aria-label": `Remove ${named.get(run.id)}`, onclick: () => drop(run.id) }, "×"))));
+  const rest = known.filter((run) => !runs.has(run.id));
+  $("add").disabled = !rest.length;
+  $("add").replaceChildren(h("option", { value: "" }, rest.length ? "choose…" : "there is no other run"), ...rest.map((run) => h("option", { value: run.id }, [run.id.replace("~", " "), run.strategy ? lastPart(run.strategy) : "", STATUS[run.status] ?? run.status].filter(Boolean).join(" · "))));
+}
+
+const FINALS = [
+  ["Best round", (run) => run.final?.chosen_round ?? run.best?.round_index, String, 0],
+  ["Validation macro-F1, tuned", (run) => run.best?.validation_tuned?.macro_f1, score, 1],
+  ["Test macro-F1, tuned", (run) => run.final?.test_tuned?.macro_f1, score, 1],
+  ["Test micro-F1, tuned", (run) => run.final?.test_tuned?.micro_f1, score, 1],
+  ["Test macro-F1", (run) => (run.final ? run.final.test : run.best?.test)?.macro_f1, score, 1],
+  ["Test micro-F1", (run) => (run.final ? run.final.test : run.best?.test)?.micro_f1, score, 1],
+  ["Test loss", (run) => (run.final ? run.final.test : run.best?.test)?.loss, score, -1],
+  ["Mean client macro-F1", (run) => mean(Object.values(run.final?.clients ?? {}).map((one) => one.macro_f1)), score, 1],
+  ["Worst client macro-F1", (run) => least(Object.values(run.final?.clients ?? {}).map((one) => one.macro_f1)), score, 1],
+  ["Bytes", (run) => total(run.rounds.flatMap((record) => [bytesOf(record, "bytes_up"), bytesOf(record, "bytes_down")])), bytes, 0],
+  ["Seconds in rounds", (run) => total(run.rounds.map((record) => sum(Object.values(record.seconds)))), duration, 0],
+  ["Updates left out", (run) => sum(run.rounds.map((record) => record.clients.filter((client) => client.status !== "ok").length)), count, 0],
+];
+
+const mean = (values) => (values.length ? sum(values) / values.length : null);
+const least = (values) => (values.length ? Math.min(...values) : null);
+const total = (values) => (values.some(present) ? sum(values.filter(present)) : null);
+
+/** A table with one row per run and the best of each column marked. */
+function ranked(caption, id, columns, rows) {
+  const kept = columns.filter((column, i) => rows.some((row) => present(row.values[i])));
+  const at = kept.map((column) => columns.indexOf(column));
+  const bests = at.map((i) => {
+    const values = rows.map((row) => row.values[i]).filter(present);
+    const sign = columns[i].better;
+    return sign && values.length > 1 && new Set(values).size > 1 ? sign * Math.max(...values.map((value) => sign * value)) : null;
+  });
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", { id }, h("caption", { class: "hidden" }, caption),
+    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Run"), kept.map((column) => h("th", { scope: "col", class: "num" }, column.name)))),
+    h("tbody", null, rows.map((row) => h("tr", { "data-run": row.id }, h("th", { scope: "row" }, row.head), at.map((i, k) => {
+      const top = bests[k] !== null && row.values[i] === bests[k];
+      return h("td", { class: top ? "num best" : "num" }, number(row.values[i], columns[i].format));
+    }))))));
+}
+
+function drawFinals(named) {
+  const columns = FINALS.map(([name, , format, better]) => ({ name, format, better }));
+  const rows = [...runs.values()].map((run) => ({
+    id: run.id, values: FINALS.map(([, get]) => get(run) ?? null),
+    head: h("span", { class: "series" }, swatch(run.id), named.get(run.id), run.final ? null : h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)),
+  }));
+  $("final-table").replaceChildren(ranked("Final scores", "finals-table", columns, rows));
+}
+
+function drawCurves(named) {
+  const place = $("curve-charts");
+  charts ??= TITLES.map(([name, title]) => ({ name, chart: new Chart(place, { title, format: score, tick: (value) => String(Number(value.toPrecision(3))) }) }));
+  const split = $("split").value;
+  const x = [...new Set([...runs.values()].flatMap((run) => run.rounds.map((record) => record.round_index)))].sort((a, b) => a - b);
+  for (const { name, chart } of charts) {
+    chart.update({ x, series: [...runs.values()].map((run) => {
+      const by = new Map(run.rounds.map((record) => [record.round_index, record[split]?.[name] ?? null]));
+      return { key: run.id, label: named.get(run.id), ...tones.get(run.id), values: x.map((round) => by.get(round) ?? null) };
+    }) });
+  }
+}
+
+function drawLabels(named) {
+  const scored = [...runs.values()].filter((run) => run.final?.labels?.length);
+  $("by-label").hidden = !scored.length;
+  if (!scored.length) return;
+  const support = new Map();
+  for (const run of scored) for (const row of run.final.labels) support.set(row.label, Math.max(row.support, support.get(row.label) ?? 0));
+  const labels = [...support.keys()].sort((a, b) => support.get(b) - support.get(a) || a.localeCompare(b));
+  const columns = labels.map((name) => ({ name, format: score, better: 1 }));
+  const rows = scored.map((run) => {
+    const by = new Map(run.final.labels.map((row) => [row.label, row.f1]));
+    return { id: run.id, head: h("span", { class: "series" }, swatch(run.id), named.get(run.id)), values: labels.map((label) => by.get(label) ?? null) };
+  });
+  $("label-table").replaceChildren(ranked("F1 by label on test rows", "labels-table", columns, rows));
+}
+
+function drawConfigs(named) {
+  const flats = new Map([...runs.values()].map((run) => [run.id, new Map(flat(run.config))]));
+  const keys = [...new Set([...flats.values()].flatMap((one) => [...one.keys()]))].filter(Boolean);
+  const differs = (key) => new Set([...flats.values()].map((one) => one.get(key))).size > 1;
+  const shown = $("all-keys").checked ? keys : keys.filter(differs);
+  const first = [...flats.values()][0];
+  $("config-table").replaceChildren(shown.length
+    ? h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Configuration" }, h("table", { class: "differences", id: "config-differences" }, h("caption", { class: "hidden" }, "Configuration"),
+      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Key"), [...runs.keys()].map((id) => h("th", { scope: "col" }, named.get(id))))),
+      h("tbody", null, shown.map((key) => h("tr", null, h("th", { scope: "row" }, key), [...flats.values()].map((one) => h("td", { class: one.get(key) !== first.get(key) ? "other" : null }, one.get(key) ?? h("span", { class: "missing" }, "–"))))))))
+    : h("p", { class: "quiet-empty" }, "Their configurations are the same."));
+}
+
+function draw() {
+  const named = names();
+  drawPicked(named);
+  const enough = runs.size > 1;
+  $("empty").hidden = enough;
+  for (const id of ["finals", "curves", "by-label", "configs"]) $(id).hidden = !enough;
+  setText($("compare-note"), runs.size ? `${runs.size} ${runs.size === 1 ? "run" : "runs"}` : "");
+  if (!enough) return;
+  const splits = { validation: 0, validation_tuned: 0, test: 0 };
+  for (const run of runs.values()) for (const record of run.rounds) for (const split of Object.keys(splits)) splits[split] += record[split] ? 1 : 0;
+  for (const option of $("split").options) option.disabled = !splits[option.value];
+  drawFinals(named);
+  drawCurves(named);
+  drawLabels(named);
+  drawConfigs(named);
+}
+
+async function refresh() {
+  const active = [...runs.values()].filter((run) => run.active);
+  for (const run of active) {
+    try {
+      run.load(await readRun(run.id));
+    } catch {
+      // it stays as it is
+    }
+  }
+  if (active.length) draw();
+}
+
+async function main() {
+  $("add").addEventListener("change", async (event) => {
+    await add(event.currentTarget.value);
+    remember();
+    draw();
+  });
+  $("split").addEventListener("change", draw);
+  $("all-keys").addEventListener("change", draw);
+  for (const id of new URLSearchParams(location.search).getAll("run")) await add(id);
+  const tuned = [...runs.values()].some((run) => run.rounds.some((record) => record.validation_tuned));
+  if (tuned) $("split").value = "validation_tuned";
+  try {
+    known = await listRuns();
+  } catch {
+    known = [];
+  }
+  draw();
+  setInterval(refresh, 5000);
+}
+
+main();
