@@ -106,7 +106,7 @@ class Predictor:
         tuned = "thresholds tuned on the server's validation rows"
         if thresholds is None or np.all(thresholds == 0.5):
             thresholds, tuned = np.full(len(names), 0.5), "no tuned thresholds: a label applies from 0.5"
-        called = "" if alone else which
+        called: str = "" if alone else which
         if client is not None:
             from fedmap.prediction.personal import personalise
 

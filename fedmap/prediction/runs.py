@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fedmap.errors import DataError
 
-WHICH = ("best", "last")
+WHICH: tuple[Literal["best"], Literal["last"]] = ("best", "last")
 
 
 def runs_with_models(outputs: Path) -> list[Path]:
     """The runs below a folder that have saved a model, the newest first."""
-    folders = [file.parent.parent for name in WHICH for depth in ("*", "*/*") for file in outputs.glob(f"{depth}/{name}/model.safetensors")]
+    folders = [
+        file.parent.parent
+        for name in WHICH
+        for depth in ("*", "*/*", "*/*/*")
+        for file in outputs.glob(f"{depth}/{name}/model.safetensors")
+    ]
     return sorted(set(folders), key=_written, reverse=True)
 
 

@@ -16,8 +16,9 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, Field
 
 from fedmap.errors import DataError, FederationError, ModelError
-from fedmap.prediction.runs import clients_of, runs_with_models
+from fedmap.prediction.runs import WHICH, clients_of
 from fedmap.prediction.worker import BusyError, Question, Worker
+from fedmap.service.runs import Runs
 
 PATH = "/predict"
 MAX_POSTER = 10 << 20  # bytes; pixels are limited where pictures are decoded
@@ -94,11 +95,11 @@ class Problem(BaseModel):
     detail: str
 
 
-def router(outputs: Path, worker: Worker | None = None) -> APIRouter:
-    """The routes for the runs below a folder; the process that predicts ends with the application.
+def router(runs: Runs, worker: Worker | None = None) -> APIRouter:
+    """The routes for some runs; the process that predicts ends with the application.
 
     Args:
-        outputs: the folder of the runs.
+        runs: whose models may be asked.
         worker: who predicts; None makes one.
     """
     predictions = worker or Worker()
@@ -119,7 +120,7 @@ def router(outputs: Path, worker: Worker | None = None) -> APIRouter:
     @routes.get("/api/models")
     def models() -> list[RunModels]:
         """The runs whose models can be asked, the newest first."""
-        return [_models_of(name, run) for name, run in _runs(outputs).items()]
+        return [_models_of(name, run) for name, run in _with_models(runs).items()]
 
     @routes.post(
         PATH,
@@ -142,7 +143,7 @@ def router(outputs: Path, worker: Worker | None = None) -> APIRouter:
         content = None if poster is None else poster.file.read(MAX_POSTER + 1)
         if content is not None and len(content) > MAX_POSTER:
             raise HTTPException(413, f"the poster has more than {MAX_POSTER:,} bytes; send a smaller copy")
-        known = _runs(outputs)
+        known = _with_models(runs)
         if not known:
             raise HTTPException(404, "no run has saved a model yet; one is there when a run has ended")
         name = run or next(iter(known))
@@ -165,11 +166,15 @@ def router(outputs: Path, worker: Worker | None = None) -> APIRouter:
     return routes
 
 
-def _runs(outputs: Path) -> dict[str, Path]:
+def _with_models(runs: Runs) -> dict[str, Path]:
     """Runs with a model by their ids, the newest first. A request names one of these, and never a path."""
-    return {"~".join(run.relative_to(outputs).parts): run.resolve() for run in runs_with_models(outputs)}
+    return {runs.run_id(folder): folder for folder in runs.folders() if any(_has(folder, which) for which in WHICH)}
+
+
+def _has(run: Path, which: str) -> bool:
+    return (run / which / "model.safetensors").is_file()
 
 
 def _models_of(name: str, run: Path) -> RunModels:
-    models: list[Literal["best", "last"]] = [which for which in ("best", "last") if (run / which / "model.safetensors").is_file()]
+    models: list[Literal["best", "last"]] = [which for which in WHICH if _has(run, which)]
     return RunModels(id=name, models=models, clients=clients_of(run))

@@ -47,7 +47,7 @@ def create_server_app(
     app.include_router(_health(), tags=["health"])
     app.include_router(_runs(runs), tags=["runs"])
     app.include_router(_current(runs), tags=["current run"])
-    app.include_router(predict.router(outputs))
+    app.include_router(predict.router(runs))
     app.include_router(documentation.router())
     install_answers(app)
     app.add_middleware(
