@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING
 
-from fedmap.history import RoundRecord
+from fedmap.history import ClientRecord, RoundRecord
 from fedmap.records import ClientUpdate
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ class Progress:
 
     def client_done(self, update: ClientUpdate) -> None:
         """A client's update arrived and was accepted."""
+
+    def client_lost(self, round_index: int, record: ClientRecord) -> None:
+        """A client's answer did not come, or was not used; a note says the same in words."""
+
+    def waiting(self, joined: Sequence[int], expected: int) -> None:
+        """These clients have joined, of as many as are expected, before the first round."""
 
     def round_done(self, record: RoundRecord) -> None:
         """A round has ended; round 0 is the initial model."""

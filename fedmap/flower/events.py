@@ -1,33 +1,96 @@
-"""Progress across processes: the server app appends events to a file, and server_main.py shows them as they come."""
+"""A run's events: one JSON object per line of events.jsonl in the run's folder, for the pages, for watchers, and across processes.
+
+Every event has its kind under "event" and the unix seconds under "time". A line is appended whole. The kinds:
+
+    opened      a process begins to work on the run: host, pid, process_started (unix s), num_rounds, choices {group: option}.
+                What a process that ended before wrote stands above it
+    waiting     joined [client], expected: before the first round
+    start       num_rounds: the clients are there
+    resumed     round_index: the run goes on after this round
+    clients     round_index, client_ids: who trains in this round
+    client      client_id, round_index, num_examples, num_steps, signals: an update was accepted
+    lost        round_index, client_id, status, reason: an answer did not come, or was not used
+    round       record: a round has ended, see `fedmap.history.RoundRecord`
+    note        text: a sentence for people
+    finished    all results are written
+    failed      kind, reason
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedmap.files import plain, typed
-from fedmap.history import RoundRecord
+from fedmap.history import ClientRecord, RoundRecord
 from fedmap.progress import Progress
 from fedmap.records import ClientSignals, ClientUpdate
 
+log = logging.getLogger("fedmap.events")
+_LAST_BYTES = 64 * 1024
+
 
 class EventProgress(Progress):
-    """A `Progress` that writes each call as one line of JSON."""
+    """A `Progress` that writes each call as one line. A line that cannot be written costs a warning, never the run."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._torn = False
+        self._waiting: tuple[tuple[int, ...], int] | None = None
 
     def emit(self, event: str, **values: Any) -> None:
         """Append one event."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **plain(values)}) + "\n")
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **plain(values)}, allow_nan=False) + "\n"
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                data = (b"\n" if self._torn else b"") + line.encode()
+                self._torn = file.write(data) != len(data)
+        except OSError as error:
+            if not self._torn:
+                log.warning("events are missing in %s: %s", self.path, error)
+            self._torn = True
+
+    def opened(self, num_rounds: int, choices: Mapping[str, str]) -> None:
+        """This process begins to work on the run."""
+        started = psutil.Process().create_time()
+        self.emit("opened", host=socket.gethostname(), pid=os.getpid(), process_started=started, num_rounds=num_rounds, choices=choices)
+
+    def failed(self, error: BaseException, details: str = "") -> None:
+        """The run has ended with an error."""
+        self.emit("failed", kind=type(error).__name__, reason="\n".join(part for part in (str(error), details) if part))
+
+    def ended(self) -> bool:
+        """Whether the last event says how the run has ended."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+                last = json.loads(file.read().splitlines()[-1])
+            return last["event"] in ("finished", "failed")
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def waiting(self, joined: Sequence[int], expected: int) -> None:
+        """See `Progress`; repeated only when it has changed."""
+        if (now := (tuple(joined), expected)) != self._waiting:
+            self._waiting = now
+            self.emit("waiting", joined=list(joined), expected=expected)
 
     def start(self, num_rounds: int) -> None:
         """See `Progress`."""
         self.emit("start", num_rounds=num_rounds)
+
+    def resumed(self, round_index: int) -> None:
+        """See `Progress`."""
+        self.emit("resumed", round_index=round_index)
 
     def clients(self, round_index: int, client_ids: Sequence[int]) -> None:
         """See `Progress`."""
@@ -44,6 +107,10 @@ class EventProgress(Progress):
             signals=update.signals,
         )
 
+    def client_lost(self, round_index: int, record: ClientRecord) -> None:
+        """See `Progress`."""
+        self.emit("lost", round_index=round_index, client_id=record.client_id, status=record.status, reason=record.reason)
+
     def round_done(self, record: RoundRecord) -> None:
         """See `Progress`."""
         self.emit("round", record=record)
@@ -52,20 +119,76 @@ class EventProgress(Progress):
         """See `Progress`."""
         self.emit("note", text=text)
 
+
+class Told(Progress):
+    """A `Progress` that tells several others, in turn."""
+
+    def __init__(self, *others: Progress) -> None:
+        self.others = others
+
+    def start(self, num_rounds: int) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.start(num_rounds)
+
+    def waiting(self, joined: Sequence[int], expected: int) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.waiting(joined, expected)
+
+    def resumed(self, round_index: int) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.resumed(round_index)
+
+    def clients(self, round_index: int, client_ids: Sequence[int]) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.clients(round_index, client_ids)
+
+    def client_done(self, update: ClientUpdate) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.client_done(update)
+
+    def client_lost(self, round_index: int, record: ClientRecord) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.client_lost(round_index, record)
+
+    def round_done(self, record: RoundRecord) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.round_done(record)
+
+    def note(self, text: str) -> None:
+        """See `Progress`."""
+        for other in self.others:
+            other.note(text)
+
     def stop(self) -> None:
         """See `Progress`."""
+        for other in self.others:
+            other.stop()
 
 
-def show(event: dict[str, Any], progress: Progress) -> None:
+def show(event: Mapping[str, Any], progress: Progress) -> None:
     """Repeat one event of the file on another progress."""
-    kind = event.pop("event")
+    kind = event["event"]
     if kind == "start":
         progress.start(event["num_rounds"])
+    elif kind == "waiting":
+        progress.waiting(event["joined"], event["expected"])
+    elif kind == "resumed":
+        progress.resumed(event["round_index"])
     elif kind == "clients":
         progress.clients(event["round_index"], event["client_ids"])
     elif kind == "client":
-        signals = typed(ClientSignals, event.pop("signals"), "signals")
-        progress.client_done(ClientUpdate(weights={}, signals=signals, **event))
+        values = {key: value for key, value in event.items() if key not in ("event", "time", "signals")}
+        progress.client_done(ClientUpdate(weights={}, signals=typed(ClientSignals, event["signals"], "signals"), **values))
+    elif kind == "lost":
+        record = ClientRecord(client_id=event["client_id"], status=event["status"], reason=event["reason"])
+        progress.client_lost(event["round_index"], record)
     elif kind == "round":
         progress.round_done(typed(RoundRecord, event["record"], "record"))
     elif kind == "note":
@@ -76,6 +199,8 @@ def show(event: dict[str, Any], progress: Progress) -> None:
 class Tail:
     """Reads the events that have been appended to a file since the last look.
 
+    What stands above an "opened" is an earlier process's word on the run and is left out.
+
     Attributes:
         path: the file; it need not exist yet.
     """
@@ -84,7 +209,7 @@ class Tail:
     _position: int = field(default=0, init=False)
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """The whole lines that are new, in order."""
+        """The whole lines that are new, in order; a damaged line is left out."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -92,5 +217,15 @@ class Tail:
             data = file.read()
         whole = data.rfind(b"\n") + 1
         self._position += whole
+        found: list[dict[str, Any]] = []
         for line in data[:whole].splitlines():
-            yield json.loads(line)
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                if event["event"] == "opened":
+                    found.clear()
+                else:
+                    found.append(event)
+        yield from found

@@ -140,6 +140,7 @@ class Server:
             model_names=[name for name, _ in shared_tensors(self.model)],
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
             note=self.progress.note,
+            waiting=self.progress.waiting,
             before=before,
         )
 
@@ -201,6 +202,7 @@ class Server:
                     self.progress.client_done(update)
                     return
             lost[client_id] = ClientRecord(client_id=client_id, status=status, reason=reason)
+            self.progress.client_lost(broadcast.round_index, lost[client_id])
             self.progress.note(f"client {client_id} is left out of round {broadcast.round_index}: {reason}")
 
         content = broadcast_to_content(broadcast, info)

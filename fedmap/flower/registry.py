@@ -33,6 +33,7 @@ class Registry:
         model_names: the names of the tensors the server shares; a client must have the same.
         fingerprint: of the server's frozen towers; a client must have the same.
         note: told whenever a client joins, leaves or cannot take part.
+        waiting: told who has joined, of how many, while they are waited for.
         before: training rows of each client that was there when the run was stopped.
     """
 
@@ -43,6 +44,7 @@ class Registry:
     fingerprint: str
     note: Callable[[str], None]
     before: Mapping[int, int] = field(default_factory=dict)
+    waiting: Callable[[Sequence[int], int], None] = lambda joined, expected: None
     cards: dict[int, ClientCard] = field(default_factory=dict)
     nodes: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
@@ -116,6 +118,7 @@ class Registry:
         while True:
             self.refresh(max(end - time.monotonic(), 1.0))
             joined = len(self.nodes)
+            self.waiting(self.client_ids(), expected)
             if joined >= expected and set(also) <= set(self.nodes):
                 return
             everybody = getattr(self.grid, "closed", False) and len(self.nodes) + len(self.problems) >= len(list(self.grid.get_node_ids()))

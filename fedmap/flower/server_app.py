@@ -40,6 +40,8 @@ def main(grid: Grid, context: Context) -> None:
     name = check_name(str(given.get("run-name") or f"{now:%Y-%m-%d}_{now:%H-%M-%S}"))
     path.mkdir(parents=True, exist_ok=True)
     events = EventProgress(path / "events.jsonl")
+    if not given.get("folder"):  # server_main.py has done it otherwise
+        events.opened(config.num_rounds, {})
     try:
         expected = config.num_clients or max(1, config.clients_per_round)
         Server(config, RunFolder(path), events, expected, name).run(grid)

@@ -21,6 +21,8 @@ class RunState:
         num_rounds: planned; 0 while unknown.
         round_index: of the round that runs or has ended last.
         phase: "waiting" for clients, "training", "evaluating" (what follows the last answer), "finishing" or "ended".
+        joined: the clients that have joined, while they are waited for.
+        expected: how many clients are waited for.
         waiting_for: the clients of this round that have not answered.
         notice: the newest sentence for people.
         ended: "finished", "failed" or "interrupted"; "" while the run goes on.
@@ -33,6 +35,8 @@ class RunState:
     num_rounds: int = 0
     round_index: int = 0
     phase: str = "waiting"
+    joined: list[int] = field(default_factory=list)
+    expected: int = 0
     waiting_for: list[int] = field(default_factory=list)
     notice: str = ""
     ended: str = ""
@@ -62,14 +66,18 @@ class RunState:
                 self.choices = {str(key): str(value) for key, value in event["choices"].items()}
             self.num_rounds = int(event.get("num_rounds", self.num_rounds))
             self._writer = (str(event["host"]), int(event["pid"]), float(event["process_started"]))
+        elif kind == "waiting":
+            self.joined, self.expected = [int(k) for k in event["joined"]], int(event["expected"])
         elif kind == "start":
             self.num_rounds, self.phase = int(event["num_rounds"]), "evaluating"
+        elif kind == "resumed":
+            self.round_index = int(event["round_index"])
         elif kind == "clients":
             self.round_index, self.phase = int(event["round_index"]), "training"
             self.waiting_for = [int(k) for k in event["client_ids"]]
             if self._first is None and self.seen is not None:
                 self._first = (self.round_index, self.seen)
-        elif kind == "client":
+        elif kind in ("client", "lost"):
             self.waiting_for = [k for k in self.waiting_for if k != event["client_id"]]
             self.phase = "training" if self.waiting_for else "evaluating"
         elif kind == "round":

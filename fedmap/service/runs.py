@@ -153,6 +153,8 @@ class Runs:
             **summary,
             "round": max(state.round_index, summary["rounds_done"]),
             "phase": "ended" if over else state.phase,
+            "joined": list(state.joined),
+            "expected": state.expected,
             "waiting_for": [] if over else list(state.waiting_for),
             "seconds_left": None if over else state.seconds_left(time.time()),
             "notice": state.notice,

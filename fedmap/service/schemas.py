@@ -43,6 +43,8 @@ class Standing(RunSummary):
 
     round: int = Field(description="that runs or has ended last")
     phase: Literal["waiting", "training", "evaluating", "finishing", "ended"]
+    joined: list[int] = Field(description="clients that had joined before the first round")
+    expected: int = Field(description="clients that were waited for; 0 while unknown")
     waiting_for: list[int] = Field(description="clients of this round that have not answered")
     seconds_left: float | None = Field(description="until the last round will have ended, from the rounds so far")
     notice: str = Field(description="the newest sentence for people")
