@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedmap.errors import FederationError
+from fedmap.files import plain
 from fedmap.flower.wire import (
     RunInfo,
     card_to_content,
@@ -86,6 +87,9 @@ def train(message: Message, context: Context) -> Message:
             num_rounds=run.num_rounds,
             loss=update.signals.train_loss,
             f1=update.signals.f1_after,
+            micro_f1=counts.micro_f1 if (counts := update.counts.get("val-after")) and counts.num_samples else None,
+            val_loss=update.signals.validation_loss,
+            num_examples=update.num_examples,
             seconds=update.seconds.get("train"),
         )
         return update_to_content(update)
@@ -101,7 +105,8 @@ def evaluate(message: Message, context: Context) -> Message:
         broadcast = content_to_broadcast(message.content)
         memory = session.memories(client_id, run).before(broadcast.round_index)
         result = session.client(client_id, run).evaluate_round(broadcast, memory, "test")
-        _tell(context, "finished" if run.final else "evaluated", **result.counts.scores(), num_test=result.counts.num_samples)
+        scores = {**result.counts.scores(), "num_test": result.counts.num_samples, "loss": result.loss}
+        _tell(context, "finished" if run.final else "evaluated", round=broadcast.round_index, **scores)
         return counts_to_content(client_id, {"test": result.counts})
 
     return _answer(message, context, work)
@@ -111,6 +116,6 @@ def _tell(context: Context, event: str, **values: Any) -> None:
     """Append an event to the file that client_main.py watches, if there is one."""
     path = context.node_config.get("events")
     if path:
-        line = json.dumps({"event": event, "time": time.time(), **values}) + "\n"
+        line = json.dumps(plain({"event": event, "time": time.time(), **values})) + "\n"
         with open(os.fspath(str(path)), "a", encoding="utf-8") as file:
             file.write(line)

@@ -320,16 +320,21 @@ def _sentence(event: dict[str, Any], client_id: int) -> str:
     kind, who = event["event"], f"client {client_id}"
     if kind == "joined":
         return f"{who}: joined run {event['run']} with {event['num_train']} training rows"
+    place = f"{who}: round {event.get('round')}/{event.get('num_rounds')}"
     if kind == "training":
-        return f"{who}: round {event['round']}/{event['num_rounds']}, training"
+        return f"{place}, training"
     if kind == "step":
-        return f"{who}: round {event['round']}/{event['num_rounds']}, step {event['steps']}, loss {event['loss']:.3f}"
+        return f"{place}, step {event['steps']}, loss {_number(event['loss'])}"
     if kind == "trained":
         f1 = "" if event["f1"] is None else f", validation macro-F1 {event['f1']:.3f}"
-        return f"{who}: round {event['round']}/{event['num_rounds']}, trained in {event['seconds']:.1f} s, loss {event['loss']:.3f}{f1}"
+        return f"{place}, trained in {_number(event['seconds'], 1)} s, loss {_number(event['loss'])}{f1}"
     if kind in ("finished", "evaluated"):
         return f"{who}: test macro-F1 {event['macro_f1']:.3f}, micro-F1 {event['micro_f1']:.3f} on {event['num_test']} rows"
     return f"{who}: {event.get('kind', kind)}: {event.get('message', '')}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "unknown" if value is None else f"{value:.{digits}f}"  # a hook may keep a signal to itself, and NaN is no number
 
 
 def _forget(home: Path) -> None:
