@@ -91,6 +91,7 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     from fedmap.flower.federation import Server
     from fedmap.outputs import RunFolder
     from fedmap.progress import make_progress
+    from fedmap.service.reporting import server_reports
 
     if _has_finished(config, folder):
         _show_results(folder)
@@ -98,12 +99,13 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     progress = make_progress()
     _log_through(progress)
     try:
-        if config.runtime.name == "superlink":
-            from fedmap.flower import superlink
+        with server_reports(config.task_id, folder, progress.note):
+            if config.runtime.name == "superlink":
+                from fedmap.flower import superlink
 
-            superlink.serve(config, file, folder, run_name(folder), progress)
-        else:
-            _serve_locally(config, file, RunFolder(folder), progress, Server)
+                superlink.serve(config, file, folder, run_name(folder), progress)
+            else:
+                _serve_locally(config, file, RunFolder(folder), progress, Server)
     finally:
         progress.stop()
     _show_results(folder)
