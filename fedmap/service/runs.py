@@ -147,7 +147,9 @@ class Runs:
 
     def standing(self, folder: Path) -> dict[str, Any]:
         """How far a run is; see `fedmap.service.schemas.Standing`."""
-        state, summary = self.feed(folder).state, self.summary(folder)
+        feed = self.feed(folder)
+        lines, state = feed.count, feed.state  # the results are read later, so they hold at least what these lines say
+        summary = self.summary(folder)
         over = summary["status"] in ("finished", "failed", "interrupted")
         return {
             **summary,
@@ -160,6 +162,7 @@ class Runs:
             "notice": state.notice,
             "reason": state.reason or self._digest(folder)["reason"],
             "last_event": state.seen,
+            "lines": lines,
         }
 
     def document(self, folder: Path) -> bytes:

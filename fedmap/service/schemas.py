@@ -50,6 +50,7 @@ class Standing(RunSummary):
     notice: str = Field(description="the newest sentence for people")
     reason: str = Field(description="why the run failed")
     last_event: float | None = Field(description="unix seconds")
+    lines: int = Field(description="lines of events.jsonl that are in this answer; the later ones follow from /events?after=lines")
 
 
 class Run(Standing):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
-from fedmap.service import archive, documentation, predict
+from fedmap.service import archive, dashboard, documentation, predict
 from fedmap.service.answers import Json, install_answers
 from fedmap.service.gate import Gate, Rules
 from fedmap.service.runs import MODELS, Runs
@@ -47,6 +47,7 @@ def create_server_app(
     app.include_router(_health(), tags=["health"])
     app.include_router(_runs(runs), tags=["runs"])
     app.include_router(_current(runs), tags=["current run"])
+    app.include_router(dashboard.router())
     app.include_router(predict.router(runs))
     app.include_router(documentation.router())
     install_answers(app)
