@@ -82,8 +82,8 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def run_name(folder: Path) -> str:
-    """A run's name from its folder, e.g. 2026-01-31_12-00-00."""
-    parts = folder.parts[-3:] if "multirun" in folder.parts else folder.parts[-2:]
+    """A run's name from its folder, e.g. 2026-01-31_12-00-00, or "hospital" for outputs/hospital."""
+    parts = folder.parts[-1:] if folder.parent.name == "outputs" else folder.parts[-3 if "multirun" in folder.parts else -2 :]
     return re.sub(r"[^A-Za-z0-9._-]", "-", "_".join(parts)).lstrip("._-") or "run"
 
 

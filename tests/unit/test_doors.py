@@ -20,6 +20,7 @@ from fedmap.flower.session import check_name
 
 def test_a_run_is_named_after_its_folder() -> None:
     assert run_name(Path("/p/outputs/2026-01-31/12-00-00")) == "2026-01-31_12-00-00"
+    assert run_name(Path("/p/outputs/hospital")) == "hospital"
     assert run_name(Path("/p/multirun/2026-01-31/12-00-00/3")) == "2026-01-31_12-00-00_3"
     for folder in ("/tmp/my runs/é (1)", "/.hidden/-x", "/", "/a"):
         assert check_name(run_name(Path(folder)))
