@@ -49,7 +49,7 @@ def run(folder: Path, settings: tuple[str, ...] = SETTINGS, num_movies: int = 20
     arena = Arena.of(parse(compose_and_resolve("config", [*settings, *where, "runtime=local", "tracking=none"])))
     results = {"federated": federated} | compare(arena, say)
     print_comparison(list(results.items()), "On the server's test split, which chose nothing")
-    for name, part in (("model", "best"), ("plots", "plots"), ("report", "report.md"), ("results", "results.json")):
+    for name, part in (("model", "best"), ("plots", "plots"), ("report", "report.html"), ("results", "results.json")):
         print(f"{name + ':':9}{shown(output / part)}")
     failures = shortfalls(results)
     for failure in failures:

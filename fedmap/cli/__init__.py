@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = command("report", "a run's report, as Markdown and as one HTML file", "fedmap.cli.report")
     report.add_argument("run", type=Path, metavar="RUN", help="outputs/<date>/<time>")
-    report.add_argument("--out", type=Path, metavar="FILE", help="where the HTML goes (default: report.html in the run's folder)")
+    report.add_argument("--out", type=Path, metavar="FILE", help="write the HTML here, too")
 
     compare = command("compare", "several runs side by side", "fedmap.cli.compare")
     compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="outputs/<date>/<time>; runs that have not finished are named")

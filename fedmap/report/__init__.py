@@ -1,4 +1,4 @@
-"""From a run's folder to tables, plots and report.md; `python -m fedmap.report FOLDER [FOLDER ...]` does it again or compares."""
+"""From a run's folder to tables, plots, report.md and report.html; `python -m fedmap report` does it again, `compare` compares runs."""
 
 from fedmap.report.folder import print_comparison, print_report, write_report
 

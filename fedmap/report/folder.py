@@ -1,4 +1,4 @@
-"""The report of a run's folder: report.md with tables and plots, and the same on the terminal."""
+"""The report of a run's folder: report.md and report.html with tables and plots, and the same on the terminal."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from fedmap.errors import DataError
 from fedmap.files import write_text
 from fedmap.history import FinalResults, RunHistory
 from fedmap.outputs import read_history
+from fedmap.report.page import write_page
 from fedmap.report.plots import write_plots
 from fedmap.report.tables import Table, client_table, comparison_table, label_table, print_tables, rounds_table, summary_table
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.md and plots/ into a run's folder from its results.json, and return report.md."""
+    """Write report.md, report.html and plots/ into a run's folder from what it holds, and return report.md."""
     history = read_history(folder)
     plots = write_plots(history, folder / "plots")
     parts = ["# Run report", _status(history)]
@@ -33,6 +34,7 @@ def write_report(folder: Path) -> Path:
     if notes or lost:
         parts += ["## Notes", "\n".join([*notes, *lost])]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")
+    write_page(folder, plots=plots)
     return folder / "report.md"
 
 
@@ -46,7 +48,7 @@ def print_report(folder: Path) -> None:
     for name, path in (
         ("model", folder / "best"),
         ("plots", folder / "plots"),
-        ("report", folder / "report.md"),
+        ("report", folder / "report.html"),
         ("results", folder / "results.json"),
     ):
         if path.exists():

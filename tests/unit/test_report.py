@@ -86,7 +86,7 @@ def test_a_finished_run_has_a_report_and_says_where_things_are(tmp_path: Path, c
     report.print_report(tmp_path)
     printed = capsys.readouterr().out
     assert "Drama" in printed
-    assert f"report:  {tmp_path / 'report.md'}" in printed
+    assert f"report:  {tmp_path / 'report.html'}" in printed
     report.compare_folders([tmp_path, tmp_path])
 
 
