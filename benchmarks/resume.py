@@ -119,7 +119,7 @@ def differences(left: Any, right: Any, place: str = "") -> list[str]:
     return [] if left == right else [f"{place[1:]}: {left!r:.60} against {right!r:.60}"]
 
 
-def run_once(place: Path, overrides: Sequence[str], moment: Moment | None) -> tuple[bool, str]:
+def run_once(place: Path, tree: Mapping[str, Any], moment: Moment | None) -> tuple[bool, str]:
     """Run or continue the federation in `place`/run, in a forked process. Returns whether it was killed, and what it said."""
     place.mkdir(parents=True, exist_ok=True)
     log = place / "run.log"
@@ -131,7 +131,7 @@ def run_once(place: Path, overrides: Sequence[str], moment: Moment | None) -> tu
                 os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
                 os.chdir(place)
-                _child(place / "run", overrides, moment)
+                _child(place / "run", tree, moment)
             code = 0
         except BaseException as error:
             with contextlib.suppress(OSError):
@@ -149,7 +149,7 @@ def run_once(place: Path, overrides: Sequence[str], moment: Moment | None) -> tu
         time.sleep(0.001)
 
 
-def _child(folder: Path, overrides: Sequence[str], moment: Moment | None) -> None:
+def _child(folder: Path, tree: Mapping[str, Any], moment: Moment | None) -> None:
     from fedmap import report
     from fedmap.flower import doors
     from fedmap.flower.federation import Server
@@ -157,7 +157,6 @@ def _child(folder: Path, overrides: Sequence[str], moment: Moment | None) -> Non
     from fedmap.progress import PlainProgress
 
     report.write_report = lambda folder: folder  # plots are no part of what is compared, and take longer than the run
-    tree = compose_and_resolve("config", list(overrides))
     folder.mkdir(exist_ok=True)
     save(tree, folder / "run.yaml")
     writes = _kill_at_write(moment)
@@ -186,8 +185,8 @@ def _kill_at_write(moment: Moment | None) -> Callable[[], int]:
 def moments(rng: random.Random, seconds: float, writes: int) -> Iterator[Moment]:
     """Random moments of a run that takes so long and writes so many files, without end."""
     while True:
-        yield Moment(seconds=rng.uniform(0, seconds))
         yield Moment(write=rng.randint(1, writes), after=rng.random() < 0.5)
+        yield Moment(seconds=rng.uniform(0, seconds))
 
 
 def killed_and_continued(
@@ -209,9 +208,9 @@ def killed_and_continued(
 
 def forked_trials(strategy: str, place: Path, rng: random.Random, count: int) -> list[Trial]:
     """Trials of one strategy in forked processes."""
-    overrides = overrides_of(strategy)
+    tree = compose_and_resolve("config", overrides_of(strategy))
     started = time.monotonic()
-    _, said = run_once(place / "alone", overrides, None)
+    _, said = run_once(place / "alone", tree, None)
     seconds = time.monotonic() - started
     if said:
         return [Trial(strategy, (), False, said)]
@@ -221,7 +220,7 @@ def forked_trials(strategy: str, place: Path, rng: random.Random, count: int) ->
     for number in range(count):
         here = place / str(number)
         planned = [next(drawn) for _ in range(2 if rng.random() < 0.5 else 1)]
-        trials.append(killed_and_continued(strategy, expected, planned, lambda m, p=here: run_once(p, overrides, m), here / "run"))
+        trials.append(killed_and_continued(strategy, expected, planned, lambda m, p=here: run_once(p, tree, m), here / "run"))
     return trials
 
 
@@ -314,6 +313,7 @@ def import_everything() -> None:
         "fedmap.report",
         "hydra.utils",
         "optuna",
+        "torch._dynamo",
     ):
         importlib.import_module(name)
 
