@@ -8,7 +8,7 @@
     results.csv     one row per round
     clients.csv     one row per round and client
     last/, best/    the model after the last round, and after the round with the best validation macro-F1
-    plots/, report.md    written at the end, see `fedmap.report`
+    plots/, report.md, report.html    written at the end, see `fedmap.report`; each model gets a README.md, its card
 
 results.json (schema_version 1) is `fedmap.history.RunHistory` as an object, field by field under the attributes' names:
 
@@ -33,7 +33,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -121,15 +121,21 @@ class RunFolder:
         self._end("finished", "", final)
         self._tracker.finish(final)
         self._tracker.close()
-        try:
-            write_report(self.path)
-        except Exception as error:  # the run's results are safe already, whatever a plotting library says
-            warnings.warn(f"the report of {self.path} could not be written: {error!r}", RuntimeWarning, stacklevel=2)
+        self._describe(write_report)
 
     def fail(self, reason: str) -> None:
         """Note why the run ended early; the rounds so far stay as they are."""
+        from fedmap.report.card import write_cards
+
         self._end("failed", reason, None)
         self._tracker.close()
+        self._describe(write_cards)
+
+    def _describe(self, write: Callable[[Path], object]) -> None:
+        try:
+            write(self.path)
+        except Exception as error:  # the run's results are safe already, whatever a plotting library says
+            warnings.warn(f"the report of {self.path} could not be written: {error!r}", RuntimeWarning, stacklevel=3)
 
     def save_model(self, name: str, model: nn.Module, thresholds: Mapping[str, float] | None = None) -> Path:
         """Write a model's folder, replacing an older one of that name, and return its path.

@@ -10,13 +10,15 @@ from fedmap.errors import DataError
 from fedmap.files import write_text
 from fedmap.history import FinalResults, RunHistory
 from fedmap.outputs import read_history
+from fedmap.report.card import write_cards
 from fedmap.report.page import write_page
 from fedmap.report.plots import write_plots
 from fedmap.report.tables import Table, client_table, comparison_table, label_table, print_tables, rounds_table, summary_table
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.md, report.html and plots/ into a run's folder from what it holds, and return report.md."""
+    """Write report.md, report.html, plots/ and the models' cards into a run's folder from what it holds, and return report.md."""
+    write_cards(folder)
     history = read_history(folder)
     plots = write_plots(history, folder / "plots")
     parts = ["# Run report", _status(history)]
