@@ -32,7 +32,7 @@ def program(name: str) -> str:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], log: Path, cwd: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program inside the block and end it, with everything that it has started, afterwards."""
+    """Run a program inside the block and end it, with everything that it has started, afterwards, also if this process is killed."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -45,11 +45,31 @@ def running(command: Sequence[str], log: Path, cwd: Path, environment: Mapping[s
             start_new_session=True,
         )
     try:
-        yield process
+        with _guarded(process.pid):
+            yield process
     finally:
         end_tree(process.pid)
         process.wait()
         _end_session(process.pid)
+
+
+@contextlib.contextmanager
+def _guarded(pid: int) -> Iterator[None]:
+    """Inside the block a guardian ends the program should this process die without a word; see `guardian`."""
+    try:
+        created = psutil.Process(pid).create_time()
+    except psutil.Error:  # it has ended already
+        yield
+        return
+    command = [sys.executable, "-P", str(Path(__file__).with_name("guardian.py")), str(pid), repr(created)]
+    guardian = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        yield
+    finally:
+        guardian.kill()
+        assert guardian.stdin is not None
+        guardian.stdin.close()
+        guardian.wait()
 
 
 def _end_session(leader: int) -> None:

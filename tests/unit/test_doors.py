@@ -12,6 +12,7 @@ import psutil
 import pytest
 from omegaconf import OmegaConf
 
+from fedmap.config import PROJECT
 from fedmap.errors import FederationError
 from fedmap.flower import processes
 from fedmap.flower.doors import resolved, run_name
@@ -68,6 +69,29 @@ def test_a_program_ends_with_everything_it_has_started(tmp_path: Path) -> None:
         work()
     assert len(children) == 2
     assert not [child for child in children if child.is_running()]
+
+
+STARTER = """
+import os, sys
+from pathlib import Path
+from fedmap.flower import processes
+with processes.running([sys.executable, "-c", sys.argv[1]], Path("a.log"), Path.cwd(), os.environ) as process:
+    print(process.pid, flush=True)
+    process.wait()
+"""
+
+
+def test_a_program_ends_when_its_starter_is_killed(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-c", STARTER, SPAWNS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, env=environment) as starter:
+        assert starter.stdout is not None
+        program = psutil.Process(int(starter.stdout.readline()))
+        family = [program, *children_of(program.pid), *psutil.Process(starter.pid).children()]
+        assert len(family) == 4, "the program, what it started, and the starter's two children"
+        starter.kill()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
 
 
 def test_a_program_that_will_not_end_is_killed() -> None:
