@@ -88,9 +88,13 @@ def run_name(folder: Path) -> str:
 
 
 def _serve(config: RunConfig, file: Path, folder: Path) -> None:
+    from hydra.core.hydra_config import HydraConfig
+
+    from fedmap.flower.events import EVENTS, EventProgress, Told
     from fedmap.flower.federation import Server
     from fedmap.outputs import RunFolder
     from fedmap.progress import make_progress
+    from fedmap.service.process import front
     from fedmap.service.reporting import server_reports
 
     if _has_finished(config, folder):
@@ -98,14 +102,22 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
         return
     progress = make_progress()
     _log_through(progress)
+    events = EventProgress(folder / EVENTS)
+    events.opened(config.num_rounds, HydraConfig.get().runtime.choices)
     try:
-        with server_reports(config.task_id, folder, progress.note):
-            if config.runtime.name == "superlink":
-                from fedmap.flower import superlink
+        with front(config, folder, progress.note), server_reports(config.task_id, folder, progress.note):
+            try:
+                if config.runtime.name == "superlink":
+                    from fedmap.flower import superlink
 
-                superlink.serve(config, file, folder, run_name(folder), progress)
-            else:
-                _serve_locally(config, file, RunFolder(folder), progress, Server)
+                    superlink.serve(config, file, folder, run_name(folder), progress)
+                else:
+                    _serve_locally(config, file, RunFolder(folder), Told(progress, events), Server)
+                    events.emit("finished")
+            except BaseException as error:
+                if not events.ended():
+                    events.failed(error)
+                raise
     finally:
         progress.stop()
     _show_results(folder)

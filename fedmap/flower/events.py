@@ -18,6 +18,7 @@ Every event has its kind under "event" and the unix seconds under "time". A line
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -35,8 +36,8 @@ from fedmap.history import ClientRecord, RoundRecord
 from fedmap.progress import Progress
 from fedmap.records import ClientSignals, ClientUpdate
 
+EVENTS = "events.jsonl"
 log = logging.getLogger("fedmap.events")
-_LAST_BYTES = 64 * 1024
 
 
 class EventProgress(Progress):
@@ -44,7 +45,8 @@ class EventProgress(Progress):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._torn = False
+        self._begin = _size(path)
+        self._torn = _is_torn(path)
         self._waiting: tuple[tuple[int, ...], int] | None = None
 
     def emit(self, event: str, **values: Any) -> None:
@@ -59,9 +61,9 @@ class EventProgress(Progress):
                 log.warning("events are missing in %s: %s", self.path, error)
             self._torn = True
 
-    def opened(self, num_rounds: int, choices: Mapping[str, str]) -> None:
-        """This process begins to work on the run."""
-        started = psutil.Process().create_time()
+    def opened(self, num_rounds: int, choices: Mapping[str, str] | None = None) -> None:
+        """This process begins to work on the run, and no other one does; `choices` names the option of each group."""
+        started, choices = psutil.Process().create_time(), choices or {}
         self.emit("opened", host=socket.gethostname(), pid=os.getpid(), process_started=started, num_rounds=num_rounds, choices=choices)
 
     def failed(self, error: BaseException, details: str = "") -> None:
@@ -69,14 +71,8 @@ class EventProgress(Progress):
         self.emit("failed", kind=type(error).__name__, reason="\n".join(part for part in (str(error), details) if part))
 
     def ended(self) -> bool:
-        """Whether the last event says how the run has ended."""
-        try:
-            with self.path.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
-                last = json.loads(file.read().splitlines()[-1])
-            return last["event"] in ("finished", "failed")
-        except (OSError, ValueError, LookupError, TypeError):
-            return False
+        """Whether a process has said since this object was made how the run has ended."""
+        return any(event["event"] in ("finished", "failed") for event in _events(self.path, self._begin)[0])
 
     def waiting(self, joined: Sequence[int], expected: int) -> None:
         """See `Progress`; repeated only when it has changed."""
@@ -208,24 +204,43 @@ class Tail:
     path: Path
     _position: int = field(default=0, init=False)
 
+    def skip(self) -> None:
+        """Leave out everything that is there by now."""
+        self._position = _size(self.path)
+
     def new(self) -> Iterator[dict[str, Any]]:
         """The whole lines that are new, in order; a damaged line is left out."""
-        if not self.path.exists():
-            return
-        with self.path.open("rb") as file:
-            file.seek(self._position)
-            data = file.read()
-        whole = data.rfind(b"\n") + 1
-        self._position += whole
-        found: list[dict[str, Any]] = []
-        for line in data[:whole].splitlines():
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
+        events, self._position = _events(self.path, self._position)
+        kinds = [event["event"] for event in events]
+        first = len(kinds) - kinds[::-1].index("opened") if "opened" in kinds else 0
+        yield from events[first:]
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the last line is not whole: its writer was killed while it wrote."""
+    if _size(path) == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _events(path: Path, position: int) -> tuple[list[dict[str, Any]], int]:
+    """The events in the whole lines behind a position, without damaged ones, and the position behind them."""
+    if not path.exists():
+        return [], position
+    with path.open("rb") as file:
+        file.seek(position)
+        data = file.read()
+    whole = data.rfind(b"\n") + 1
+    found = []
+    for line in data[:whole].splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
             if isinstance(event, dict) and isinstance(event.get("event"), str):
-                if event["event"] == "opened":
-                    found.clear()
-                else:
-                    found.append(event)
-        yield from found
+                found.append(event)
+    return found, position + whole

@@ -115,6 +115,7 @@ class Registry:
         """
         end = time.monotonic() + seconds
         said = -1
+        self.waiting(self.client_ids(), expected)
         while True:
             self.refresh(max(end - time.monotonic(), 1.0))
             joined = len(self.nodes)

@@ -25,7 +25,7 @@ def main(grid: Grid, context: Context) -> None:
     server_main.py names a resolved configuration ("config"), the run's folder and its name. `flwr run .` gives at most
     "overrides", e.g. "num_rounds=3 model=tiny", and the results go to outputs/ where the SuperLink was started.
     """
-    from fedmap.flower.events import EventProgress
+    from fedmap.flower.events import EVENTS, EventProgress
     from fedmap.flower.federation import Server
     from fedmap.outputs import RunFolder
 
@@ -39,16 +39,16 @@ def main(grid: Grid, context: Context) -> None:
     path = Path(str(given.get("folder") or f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}")).resolve()
     name = check_name(str(given.get("run-name") or f"{now:%Y-%m-%d}_{now:%H-%M-%S}"))
     path.mkdir(parents=True, exist_ok=True)
-    events = EventProgress(path / "events.jsonl")
-    if not given.get("folder"):  # server_main.py has done it otherwise
-        events.opened(config.num_rounds, {})
+    events = EventProgress(path / EVENTS)
+    if not given.get("folder"):  # otherwise server_main.py has opened the run
+        events.opened(config.num_rounds)
     try:
         expected = config.num_clients or max(1, config.clients_per_round)
         Server(config, RunFolder(path), events, expected, name).run(grid)
     except FederationError as error:
-        events.emit("failed", kind=type(error).__name__, reason=str(error))
+        events.failed(error)
         raise
     except Exception as error:
-        events.emit("failed", kind=type(error).__name__, reason=f"{error}\n{traceback.format_exc()}")
+        events.failed(error, traceback.format_exc())
         raise
     events.emit("finished")

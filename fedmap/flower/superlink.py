@@ -39,9 +39,11 @@ def serve(config: RunConfig, config_file: Path, folder: Path, run_name: str, pro
     home = Path(environment["FLWR_HOME"])
     try:
         with _superlink(config, folder, environment) as link:
+            events = Tail(folder / "events.jsonl")
+            events.skip()
             run_id = _submit(config, config_file, folder, run_name, environment)
             progress.note(f"clients can join at {config.runtime.address}: python client_main.py client_id=<k>")
-            _watch(folder, link, progress, lambda: _status(run_id, environment))
+            _watch(events, link, progress, lambda: _status(run_id, environment))
     finally:
         _forget(home)
 
@@ -125,8 +127,8 @@ def _json(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _watch(folder: Path, link: subprocess.Popen[bytes] | None, progress: Progress, status: Callable[[], tuple[str, str]]) -> None:
-    events = Tail(folder / "events.jsonl")
+def _watch(events: Tail, link: subprocess.Popen[bytes] | None, progress: Progress, status: Callable[[], tuple[str, str]]) -> None:
+    log = events.path.with_name("superlink.log")
     asked = time.monotonic()
     while True:
         for event in events.new():
@@ -135,7 +137,6 @@ def _watch(folder: Path, link: subprocess.Popen[bytes] | None, progress: Progres
             if event["event"] == "failed":
                 raise FederationError(str(event["reason"]))
             show(event, progress)
-        log = folder / "superlink.log"
         if link is not None and link.poll() is not None:
             raise FederationError(f"the SuperLink ended with exit code {link.returncode}; the end of {log}:\n{processes.tail(log)}")
         if time.monotonic() - asked > _STATUS_SECONDS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -87,11 +87,12 @@ def _same_origin(headers: Headers) -> bool:
 
 
 class Gate:
-    """ASGI middleware that applies `Rules`."""
+    """ASGI middleware that applies `Rules`; `answered` is told the method and status of every answer."""
 
-    def __init__(self, app: ASGIApp, rules: Rules) -> None:
+    def __init__(self, app: ASGIApp, rules: Rules, answered: Callable[[str, int], None] = lambda method, status: None) -> None:
         self.app = app
         self.rules = rules
+        self.answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request that may not pass; hand on the others."""
@@ -102,6 +103,7 @@ class Gate:
 
         async def safe_send(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self.answered(scope["method"], message["status"])
                 response = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     response.setdefault(name, value)

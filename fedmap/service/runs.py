@@ -92,6 +92,10 @@ class Runs:
         feed.refresh()
         return feed
 
+    def watchers(self) -> int:
+        """Open streams of events."""
+        return sum(feed.watchers for feed in list(self._feeds.values()))
+
     def close(self) -> None:
         """End all streams of events. Called on the front's event loop."""
         for feed in list(self._feeds.values()):
@@ -144,6 +148,11 @@ class Runs:
             "num_rounds": state.num_rounds or digest["num_rounds"],
             **{name: digest[name] for name in ("rounds_done", "best_round", "validation_macro_f1", "test_macro_f1")},
         }
+
+    def newest_round(self, folder: Path) -> dict[str, dict[str, float]]:
+        """Numbers of the newest round: "validation", "test", "seconds", "clients" by status, and "bytes" of all rounds."""
+        newest: dict[str, dict[str, float]] = self._digest(folder)["newest"]
+        return newest
 
     def standing(self, folder: Path) -> dict[str, Any]:
         """How far a run is; see `fedmap.service.schemas.Standing`."""
@@ -253,6 +262,7 @@ def _digest(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "status": results.get("status", ""),
         "reason": results.get("reason", ""),
         "best_round": results.get("best_round"),
+        "newest": _newest(rounds),
         "rounds_done": max((r["round_index"] for r in rounds), default=0),
         "num_rounds": config.get("num_rounds") or 0,
         "validation_macro_f1": _macro_f1(best.get("validation_tuned") or best.get("validation")),
@@ -261,6 +271,16 @@ def _digest(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
         "model": _target(config.get("model")),
         "dataset": _target(config.get("dataset")),
     }
+
+
+def _newest(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    if not rounds:
+        return {}
+    record = rounds[-1]
+    clients = {status: sum(c["status"] == status for c in record["clients"]) for status in ("ok", "failed", "rejected")}
+    sent = {way: sum(c[f"bytes_{way}"] or 0 for r in rounds for c in r["clients"]) for way in ("up", "down")}
+    numbers = {name: record[name] or {} for name in ("validation", "test", "seconds")} | {"clients": clients, "bytes": sent}
+    return {name: {key: float(v) for key, v in values.items() if v is not None} for name, values in numbers.items()}
 
 
 def _target(node: Any) -> str:

@@ -8,9 +8,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
-from fedmap.service import archive, dashboard, documentation, predict
+from fedmap.service import archive, dashboard, documentation, manager, predict
 from fedmap.service.answers import Json, install_answers
 from fedmap.service.gate import Gate, Rules
+from fedmap.service.manager import Task
+from fedmap.service.metrics import Metrics
 from fedmap.service.runs import MODELS, Runs
 from fedmap.service.schemas import Clients, FileEntry, Health, Problem, Rounds, Run, RunSummary, Standing
 
@@ -30,6 +32,7 @@ def create_server_app(
     token: str | None = None,
     public: bool = False,
     depth: int = 3,
+    task: Task | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -39,6 +42,7 @@ def create_server_app(
         token: what writing needs; None: nobody may write.
         public: other machines can reach it, so reading needs the token, too.
         depth: how many levels below `outputs` runs are looked for.
+        task: the task that FedOps' clients may join and report on; None where no federation is served.
     """
     runs = Runs(outputs, current, depth)
     app = FastAPI(title="FedMAP", docs_url=None, redoc_url=None, default_response_class=Json)
@@ -50,10 +54,13 @@ def create_server_app(
     app.include_router(dashboard.router())
     app.include_router(predict.router(runs))
     app.include_router(documentation.router())
+    if task is not None:
+        app.include_router(manager.router(task))
+    metrics = Metrics(runs)
+    app.include_router(metrics.router())
     install_answers(app)
-    app.add_middleware(
-        Gate, rules=Rules(token=token, public=public, forms=frozenset({predict.PATH}), bodies={predict.PATH: predict.MAX_BODY})
-    )
+    rules = Rules(token=token, public=public, forms=frozenset({predict.PATH}), bodies={predict.PATH: predict.MAX_BODY})
+    app.add_middleware(Gate, rules=rules, answered=metrics.answered)
     return app
 
 

@@ -1,0 +1,44 @@
+"""`python -m fedmap.service HANDLE`: the server's front on a socket that another process has opened; see `fedmap.service.process`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+from pathlib import Path
+
+_NICENESS = 5  # the clients' training on the same machine goes first
+
+
+def main() -> None:
+    """Serve until standard input closes. Its first line holds the settings."""
+    os.nice(_NICENESS)
+    settings = json.loads(sys.stdin.readline())
+
+    from fedmap.service.background import make_server
+    from fedmap.service.manager import Task
+    from fedmap.service.server_front import create_server_app
+
+    folder = Path(settings["current"])
+    app = create_server_app(
+        Path(settings["outputs"]),
+        folder,
+        token=settings["token"],
+        public=settings["public"],
+        depth=settings["depth"],
+        task=Task(settings["task"]["task_id"], settings["task"]["port"], folder),
+    )
+    server = make_server(app)
+
+    def end_with_the_run() -> None:
+        sys.stdin.read()
+        server.should_exit = True
+
+    threading.Thread(target=end_with_the_run, daemon=True).start()
+    server.run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+
+
+if __name__ == "__main__":
+    main()
