@@ -26,13 +26,13 @@ export const modelLink = (id, which) => `${runPath(id)}/model/${which}.zip`;
 export const runLink = (id) => `/?run=${encodeURIComponent(id)}`;
 export const compareLink = (ids) => `/compare?${ids.map((id) => `run=${encodeURIComponent(id)}`).join("&")}`;
 
-const KINDS = ["start", "waiting", "clients", "client", "round", "note", "finished", "failed"];
+const KINDS = ["opened", "waiting", "start", "resumed", "clients", "client", "lost", "round", "note", "finished", "failed"];
 
 /**
  * Follow a run's events.
  * @param {string} id of the run
  * @param {number} after the number of the last line that is known already
- * @param {(kind: string, data: object) => void} take called with each event
+ * @param {(kind: string, data: object, line: number) => void} take called with each event and its line
  * @param {(connected: boolean) => void} connection called when the stream opens or breaks
  * @returns {EventSource}
  */

@@ -7,7 +7,7 @@ import { MISSING } from "/assets/format.js";
 const HEIGHT = 220;
 const TICK = 11.5 * 0.58; // the width of a digit of the axis
 
-/** Round numbers that cover low to high. */
+/** Round numbers from low to high, about so many. */
 export function ticks(low, high, about) {
   const span = high - low || Math.abs(high) || 1;
   const rough = span / Math.max(1, about);
@@ -18,15 +18,17 @@ export function ticks(low, high, about) {
   return { values: found, step };
 }
 
-function domainOf(values, stacked) {
-  if (!values.length) return [0, 1];
-  let low = Math.min(...values);
-  let high = Math.max(...values);
-  if (stacked) return [0, high || 1];
-  if (low === high) [low, high] = [low - Math.abs(low || 1) * 0.1, high + Math.abs(high || 1) * 0.1];
-  const { step } = ticks(low, high, 4);
-  const down = Math.floor(low / step) * step;
-  return [low >= 0 && down < 0 ? 0 : down, Math.ceil(high / step) * step];
+/** Round ends of an axis that holds all values, and the ticks between them. */
+function axis(values, about, fromZero) {
+  let low = fromZero ? 0 : values.reduce((a, b) => Math.min(a, b), Infinity);
+  let high = values.reduce((a, b) => Math.max(a, b), -Infinity);
+  if (!values.length || (low === 0 && high === 0)) [low, high] = [0, 1];
+  else if (low === high) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
+  for (let round = 0; round < 3; round += 1) { // wider ends can mean a wider step
+    const { step } = ticks(low, high, about);
+    [low, high] = [Math.floor(low / step + 1e-9) * step, Math.ceil(high / step - 1e-9) * step];
+  }
+  return { low, high, values: ticks(low, high, about).values };
 }
 
 const swatch = (series, block) =>
@@ -37,8 +39,8 @@ const swatch = (series, block) =>
 /**
  * A chart that stays on the page and is given new data.
  * @param {HTMLElement} place where it goes
- * @param {{title: string, note?: string, kind?: "line"|"stack", format: (v: number) => string, domain?: [number, number], xName?: string,
- *   height?: number, legend?: boolean}} options
+ * @param {{title: string, note?: string, kind?: "line"|"stack", format: (v: number) => string, tick?: (v: number) => string, xName?: string,
+ *   height?: number, legend?: boolean}} options; tick formats the axis where it is not format
  */
 export class Chart {
   constructor(place, options) {
@@ -106,17 +108,14 @@ export class Chart {
   draw() {
     const width = this.plot.clientWidth;
     if (!width) return;
-    const { kind, format, domain, xName } = this.options;
+    const { kind, format, xName } = this.options;
     const height = this.options.height;
     const { x } = this.data;
     const shown = this.shown;
     const stacked = kind === "stack";
     const totals = stacked ? x.map((_, i) => shown.reduce((sum, one) => sum + (one.values[i] ?? 0), 0)) : null;
     const values = totals ?? shown.flatMap((one) => one.values.filter((v) => v !== null && v !== undefined));
-    let [low, high] = domain ?? domainOf(values, stacked);
-    const about = Math.max(2, Math.floor(height / 48));
-    if (stacked) high = Math.ceil(high / ticks(low, high, about).step - 1e-9) * ticks(low, high, about).step;
-    const vertical = ticks(low, high, about).values;
+    const { low, high, values: vertical } = axis(values, Math.max(2, Math.floor(height / 48)), stacked);
     const labels = vertical.map((value) => (this.options.tick ?? format)(value));
     const left = Math.max(30, Math.ceil(Math.max(...labels.map((label) => label.length)) * TICK) + 10);
     const [right, top, bottom] = [14, 12, 34];

@@ -17,7 +17,7 @@ const COLUMNS = [
   { key: "after", name: "F1 after", num: true, sort: (c) => c.signals.f1_after },
   { key: "loss", name: "Training loss", num: true, sort: (c) => c.signals.train_loss },
   { key: "test", name: "Test macro-F1", num: true, sort: (c) => c.test?.macro_f1 },
-  { key: "rounds", name: "Rounds used", num: true, sort: (c) => c.ok },
+  { key: "rounds", name: "Rounds", num: true, sort: (c) => c.ok },
   { key: "seen", name: "Last seen", num: true, sort: (c) => c.lastSeen ?? c.lastRound },
 ];
 
@@ -43,7 +43,7 @@ const CELLS = {
   after: (c) => number(c.signals.f1_after, score),
   loss: (c) => number(c.signals.train_loss, score),
   test: (c) => number(c.test?.macro_f1, score),
-  rounds: (c) => h("span", null, `${c.ok} of ${c.asked}`),
+  rounds: (c) => h("span", { title: "rounds whose update was used, of those it was asked in" }, `${c.ok} of ${c.asked}`),
   seen,
 };
 

@@ -1,7 +1,7 @@
 // Two or more runs side by side: final scores, overlaid curves, F1 by label, and where their configurations differ.
 
-import { $, h, number, s, setText } from "/assets/dom.js";
-import { bytes, count, duration, lastPart, score } from "/assets/format.js";
+import { $, h, key as broken, number, s, setText } from "/assets/dom.js";
+import { bytes, count, duration, lastPart, score, short } from "/assets/format.js";
 import { compareLink, listRuns, readRun, runLink } from "/assets/api.js";
 import { Chart } from "/assets/chart.js";
 import { Run, bytesOf } from "/assets/run.js";
@@ -122,7 +122,7 @@ function drawFinals(named) {
 
 function drawCurves(named) {
   const place = $("curve-charts");
-  charts ??= TITLES.map(([name, title]) => ({ name, chart: new Chart(place, { title, format: score, tick: (value) => String(Number(value.toPrecision(3))) }) }));
+  charts ??= TITLES.map(([name, title]) => ({ name, chart: new Chart(place, { title, format: score, tick: short }) }));
   const split = $("split").value;
   const x = [...new Set([...runs.values()].flatMap((run) => run.rounds.map((record) => record.round_index)))].sort((a, b) => a - b);
   for (const { name, chart } of charts) {
@@ -157,7 +157,7 @@ function drawConfigs(named) {
   $("config-table").replaceChildren(shown.length
     ? h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Configuration" }, h("table", { class: "differences", id: "config-differences" }, h("caption", { class: "hidden" }, "Configuration"),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Key"), [...runs.keys()].map((id) => h("th", { scope: "col" }, named.get(id))))),
-      h("tbody", null, shown.map((key) => h("tr", null, h("th", { scope: "row" }, key), [...flats.values()].map((one) => h("td", { class: one.get(key) !== first.get(key) ? "other" : null }, one.get(key) ?? h("span", { class: "missing" }, "–"))))))))
+      h("tbody", null, shown.map((key) => h("tr", null, h("th", { scope: "row" }, broken(key)), [...flats.values()].map((one) => h("td", { class: one.has(key) && first.has(key) && one.get(key) !== first.get(key) ? "other" : null }, one.has(key) ? broken(one.get(key)) : h("span", { class: "missing" }, "–"))))))))
     : h("p", { class: "quiet-empty" }, "Their configurations are the same."));
 }
 

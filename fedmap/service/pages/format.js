@@ -6,6 +6,9 @@ const known = (value) => value !== null && value !== undefined && Number.isFinit
 /** F1 scores and losses: three decimals. */
 export const score = (value) => (known(value) ? value.toFixed(3) : MISSING);
 
+/** A round number of an axis. */
+export const short = (value) => String(Number(value.toPrecision(3)));
+
 /** A share in [0, 1] as a percentage. */
 export const percent = (value) => (known(value) ? `${(100 * value).toFixed(value >= 0.9995 || value === 0 ? 0 : 1)} %` : MISSING);
 

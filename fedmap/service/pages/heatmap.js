@@ -56,7 +56,7 @@ export class Heatmap {
     const [top, bottom, right] = [4, 34, 4];
     const tall = Math.max(4, Math.min(28, Math.floor(640 / Math.max(1, rows.length))));
     const wide = (width - left - right) / Math.max(1, columns.length);
-    const cell = Math.min(wide, 84);
+    const cell = Math.min(wide, 120);
     const height = top + bottom + tall * rows.length;
     this.place = { left, top, cell, tall };
     const gap = tall > 9 && cell > 9 ? 1 : 0;
@@ -71,7 +71,7 @@ export class Heatmap {
       if (!known(number)) return;
       const share = Math.max(0, Math.min(1, (number - low) / (high - low)));
       shades[Math.round(share * (SHADES - 1))].push(box);
-      if (written) texts.push(s("text", { class: share > 0.5 ? "in-cell high" : "in-cell", x: left + (c + 0.5) * cell, y: top + (r + 0.5) * tall + 4 }, format(number)));
+      if (written) texts.push(s("text", { class: share > 0.66 ? "in-cell high" : share > 0.48 ? "in-cell middle" : "in-cell", x: left + (c + 0.5) * cell, y: top + (r + 0.5) * tall + 4 }, format(number)));
     }));
     const parts = [s("defs", null, s("pattern", { id: this.pattern, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
       s("rect", { width: 6, height: 6, class: "lost-ground" }), s("line", { x1: 0, x2: 0, y1: 0, y2: 6, class: "lost-line" })))];

@@ -20,6 +20,7 @@ let run = null;
 let stream = null;
 let parts = null;
 let connected = true;
+let read = 0; // the number of the last event line that was read
 let lastWord = null; // when the server last said something, in unix seconds
 let timer = null;
 let drawn = { rounds: null, final: undefined, labels: null };
@@ -81,23 +82,35 @@ async function settle() {
   }
 }
 
-function take(kind, data) {
-  lastWord = Date.now() / 1000;
-  if (!run.apply(kind, data)) return;
+function take(kind, data, line) {
+  const known = run.document.lines ?? 0;
+  const old = line <= known;
+  read = Math.max(read, line);
+  run.apply(kind, data, old);
   drawSoon();
+  if (old) {
+    if (!run.active && line >= known) stop();
+    return;
+  }
+  lastWord = Date.now() / 1000;
   if (kind === "start") reread().catch(() => {}); // labels and versions are there by now
   if (kind === "finished" || kind === "failed") {
+    stop();
     settle();
-    stream?.close();
-    stream = null;
   }
 }
 
-function listen() {
+function stop() {
   stream?.close();
-  stream = follow(run.id, run.document.last_event ?? 0, take, (open) => {
-    if (open === connected) return;
-    connected = open || !run.active;
+  stream = null;
+}
+
+function listen() {
+  stop();
+  if (!run.active && !run.document.lines) return; // a past run without events
+  stream = follow(run.id, read, take, (open) => {
+    if (open === connected || (!open && !run.active)) return;
+    connected = open;
     tellConnection();
     if (open) reread().catch(() => {});
   });
@@ -107,6 +120,7 @@ async function show(id) {
   const document = await readRun(id);
   lastWord = Date.now() / 1000;
   run = new Run(document);
+  read = 0;
   drawn = { rounds: null, final: undefined, labels: null };
   draw();
   listen();

@@ -33,12 +33,13 @@ export class Run {
     this.notes = []; // {time, round, text}
     this.answers = new Map(); // client id -> what it told in the present round
     this.lastSeen = new Map(); // client id -> unix seconds
+    this.lost = new Map(); // client id -> what became of its answer in the present round
     this.asked = [];
     this.present = null; // the round that is under way
+    this.told = 0; // the newest round that an event spoke of
     this.phaseSince = null;
-    this.startedAt = null;
-    this.endedAt = null;
-    this.roundEnds = []; // unix seconds at the end of rounds, as far as known
+    this.joined = [];
+    this.expected = 0;
     this.load(document);
   }
 
@@ -55,63 +56,62 @@ export class Run {
     this.numRounds = document.num_rounds ?? null;
     this.config = document.config ?? {};
     this.versions = document.versions ?? {};
-    this.startedAt ??= document.started ?? null;
-    this.waitingFor = document.waiting_for ?? null;
-    for (const [id, time] of Object.entries(document.last_seen ?? {})) this.#seen(Number(id), time);
+    this.startedAt = document.started ?? null;
+    this.joined = document.joined ?? this.joined;
+    this.expected = document.expected ?? this.expected;
   }
 
   get active() {
     return isActive(this.status);
   }
 
-  /** Take one event; returns false where it changed nothing that can be seen. */
-  apply(kind, event) {
+  /**
+   * Take one event.
+   * @param {boolean} old whether the document holds what it says: then only what no document tells is taken, such as notes and times
+   */
+  apply(kind, event, old = false) {
     const time = event.time ?? null;
-    if (kind === "waiting") {
-      if (this.active && this.present === null) this.waitingFor = event.text ?? event.waiting_for ?? event.for ?? this.waitingFor;
-    } else if (kind === "start") {
-      this.numRounds = event.num_rounds;
-      if (this.status === "waiting") this.status = "running";
-      this.waitingFor = null;
-      this.trainingSince = time;
+    if (kind === "opened" || kind === "start" || kind === "resumed") {
+      this.present = null;
+      this.asked = [];
+      if (event.num_rounds) this.numRounds = event.num_rounds;
+      if (kind === "resumed") this.notes.push({ time, round: event.round_index, text: `The run goes on after round ${event.round_index}` });
+      if (!old) this.status = kind === "opened" ? "waiting" : "running";
+    } else if (kind === "waiting") {
+      this.joined = event.joined ?? [];
+      this.expected = event.expected ?? 0;
     } else if (kind === "clients") {
       this.present = event.round_index;
+      this.told = event.round_index;
       this.asked = event.client_ids ?? [];
       this.answers = new Map();
+      this.lost = new Map();
       this.phaseSince = time;
-      if (this.status === "waiting") this.status = "running";
-      this.waitingFor = null;
+      if (!old) this.status = "running";
     } else if (kind === "client") {
       if (event.round_index === this.present) this.answers.set(event.client_id, event);
       this.#seen(event.client_id, time);
+    } else if (kind === "lost") {
+      if (event.round_index === this.present) this.lost.set(event.client_id, event);
     } else if (kind === "round") {
-      this.#record(event.record, time);
-    } else if (kind === "note") {
-      this.notes.push({ time, round: this.present, text: event.text });
-    } else if (kind === "finished" || kind === "failed") {
-      this.status = kind;
-      this.reason = event.reason ?? "";
-      this.endedAt = time;
+      if (!old) this.rounds = [...this.rounds.filter((one) => one.round_index < event.record.round_index), event.record];
+      this.told = event.record.round_index;
       this.present = null;
       this.asked = [];
-    } else {
-      return false;
+    } else if (kind === "note") {
+      this.notes.push({ time, round: this.present ?? this.told, text: String(event.text) });
+    } else if (kind === "finished" || kind === "failed") {
+      this.present = null;
+      this.asked = [];
+      if (!old) {
+        this.status = event.kind === "KeyboardInterrupt" ? "interrupted" : kind;
+        this.reason = event.reason ?? "";
+      }
     }
-    return true;
   }
 
   #seen(id, time) {
     if (known(time) && time > (this.lastSeen.get(id) ?? 0)) this.lastSeen.set(id, time);
-  }
-
-  #record(record, time) {
-    this.rounds = [...this.rounds.filter((old) => old.round_index < record.round_index), record];
-    if (record.round_index === this.present) {
-      this.present = null;
-      this.asked = [];
-    }
-    if (known(time)) this.roundEnds.push({ round: record.round_index, time });
-    this.phaseSince = time;
   }
 
   get last() {
@@ -141,8 +141,12 @@ export class Run {
     if (this.status === "finished") return `Finished after ${this.roundsDone} ${this.roundsDone === 1 ? "round" : "rounds"}`;
     if (this.status === "failed") return `Failed after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds`;
     if (this.status === "interrupted") return `Stopped after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds; the files up to there are true`;
-    if (this.status === "waiting") return "Waiting for the first round to begin";
-    if (this.present !== null) return `Round ${this.present} of ${this.numRounds ?? "?"}: ${this.answers.size} of ${this.asked.length} clients have answered`;
+    if (this.status === "waiting") return this.expected ? `Waiting for clients: ${this.joined.length} of ${this.expected} have joined` : "Getting ready";
+    if (this.present !== null) {
+      const where = `Round ${this.present} of ${this.numRounds ?? "?"}`;
+      if (this.answers.size + this.lost.size >= this.asked.length) return `${where}: the answers are aggregated and the new model is scored`;
+      return `${where}: ${this.answers.size} of ${this.asked.length} clients have answered${this.lost.size ? `, ${this.lost.size} left out` : ""}`;
+    }
     if (this.numRounds && this.roundsDone >= this.numRounds) return "All rounds are done; the chosen model is being scored and saved";
     if (!this.rounds.length) return "The initial model is being scored";
     return `Round ${this.roundsDone} of ${this.numRounds ?? "?"} is done`;
@@ -151,7 +155,7 @@ export class Run {
   /** All clients in the order of their numbers, each with what the rounds and the events tell. */
   clients() {
     const found = new Map();
-    const get = (id) => {
+    const get = (id) => { // made where it is first heard of
       if (!found.has(id)) found.set(id, { id, asked: 0, ok: 0, problems: [], weights: [], record: null, lastRecord: null, lastRound: null });
       return found.get(id);
     };
@@ -170,7 +174,7 @@ export class Run {
         }
       }
     }
-    for (const id of this.asked) get(id);
+    for (const id of [...this.asked, ...this.joined]) get(id);
     for (const id of this.lastSeen.keys()) get(id);
     for (const id of Object.keys(this.final?.clients ?? {})) get(Number(id));
     return [...found.values()].sort((a, b) => a.id - b.id).map((client) => {
@@ -179,7 +183,7 @@ export class Run {
       const training = this.active && this.asked.includes(client.id);
       return {
         ...client,
-        status: training ? (answer ? "answered" : "training") : client.record?.status ?? "idle",
+        status: training ? (answer ? "answered" : this.lost.get(client.id)?.status ?? "training") : client.record?.status ?? "idle",
         shown,
         signals: shown?.signals ?? {},
         lastSeen: this.lastSeen.get(client.id) ?? null,

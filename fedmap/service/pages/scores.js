@@ -1,7 +1,7 @@
 // Curves of the global model, F1 by label, and what rounds cost.
 
 import { $, h, number, setText, table } from "/assets/dom.js";
-import { bytes, count, duration, score } from "/assets/format.js";
+import { bytes, count, duration, score, short } from "/assets/format.js";
 import { Chart } from "/assets/chart.js";
 import { Heatmap } from "/assets/heatmap.js";
 import { bytesOf, trainLoss } from "/assets/run.js";
@@ -32,7 +32,7 @@ export class Scores {
   constructor() {
     const place = $("score-charts");
     this.charts = [["macro_f1", "Macro-F1"], ["micro_f1", "Micro-F1"], ["loss", "Loss"]].map(([name, title]) => {
-      const chart = new Chart(place, { title, format: score, tick: (value) => String(Number(value.toPrecision(3))) });
+      const chart = new Chart(place, { title, format: score, tick: short });
       if (name !== "loss") chart.off.add("clients");
       chart.element.dataset.chart = name;
       return { name, chart };

@@ -1,7 +1,7 @@
 // What the strategy reports about itself, the notes, and the configuration.
 
-import { $, h, setText } from "/assets/dom.js";
-import { clock, count, lastPart, plain, score, words } from "/assets/format.js";
+import { $, h, key as broken, setText } from "/assets/dom.js";
+import { clock, count, lastPart, plain, score, short, words } from "/assets/format.js";
 import { Chart } from "/assets/chart.js";
 import { isPerClient } from "/assets/maps.js";
 
@@ -27,7 +27,7 @@ function spans(rounds) {
 
 const keyTable = (name, pairs) => h("div", { class: "scroll" }, h("table", { class: "keys" }, h("caption", { class: "hidden" }, name),
   h("thead", { class: "hidden" }, h("tr", null, h("th", { scope: "col" }, "Key"), h("th", { scope: "col" }, "Value"))),
-  h("tbody", null, pairs.map(([key, value]) => h("tr", null, h("th", { scope: "row" }, key), h("td", null, value))))));
+  h("tbody", null, pairs.map(([key, value]) => h("tr", null, h("th", { scope: "row" }, broken(key)), h("td", null, broken(value)))))));
 
 export class Strategy {
   constructor() {
@@ -58,12 +58,12 @@ export class Strategy {
     const led = rounds.filter((record) => record.diagnostics["student-leads"]).map((record) => record.round_index);
     setText($("strategy-note"), [settings._target_ ? lastPart(settings._target_) : "", keys.includes("teacher-score") ? (led.length ? `the student led in ${led.length === 1 ? "round" : "rounds"} ${spans(led)}` : "the teacher has led so far") : ""].filter(Boolean).join("; "));
     if (keys.some((key) => key === "teacher-score" || key === "student-score")) {
-      this.#chart(this.large, "teacher-student", { title: "Teacher against student", note: "score on the validation rows", format: score })
+      this.#chart(this.large, "teacher-student", { title: "Teacher against student", note: "score on the validation rows", format: score, tick: short })
         .update({ x, series: LEADERS.map(([key, label, tone, dash]) => ({ key, label, tone, dash, values: of(key) })) });
     }
     const alphas = keys.filter((key) => key.startsWith("alpha-"));
     if (alphas.length) {
-      this.#chart(this.large, "alphas", { title: "Alphas", note: "how much each feature counts", format: score })
+      this.#chart(this.large, "alphas", { title: "Alphas", note: "how much each feature counts", format: score, tick: short })
         .update({ x, series: alphas.map((key, i) => ({ key, label: words(key.slice(6)), tone: (i % 8) + 1, dash: i % 4, values: of(key) })) });
     }
     const others = keys.filter((key) => !key.startsWith("alpha-") && !(SPOKEN.has(key) && (key !== "score" || keys.includes("teacher-score"))));

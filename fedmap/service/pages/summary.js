@@ -12,10 +12,11 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 /** What a run is, in a few words: strategy, model and data. */
 export function about(run) {
   const { server, model, dataset } = run.config;
+  const told = run.document;
   const parts = [
-    server?.strategy?._target_ && lastPart(server.strategy._target_),
-    model?.bert_name && model?.vision_name ? `${model.bert_name} + ${model.vision_name}` : model?._target_ && lastPart(model._target_),
-    dataset?.name ?? (dataset?._target_ && lastPart(dataset._target_)),
+    told.strategy || (server?.strategy?._target_ && lastPart(server.strategy._target_)),
+    told.model || (model?._target_ && lastPart(model._target_)),
+    told.dataset || (dataset?._target_ && lastPart(dataset._target_)),
     run.config.runtime?.name && `runtime ${run.config.runtime.name}`,
   ];
   return parts.filter(Boolean).join(" · ");
@@ -79,8 +80,7 @@ export class Head {
   }
 
   #box(run) {
-    const waiting = run.status === "waiting" || (run.status === "running" && !run.rounds.length);
-    const key = JSON.stringify([run.status, run.reason, waiting, run.waitingFor]);
+    const key = JSON.stringify([run.status, run.reason, run.joined, run.expected]);
     if (key === this.boxKey) return;
     this.boxKey = key;
     const box = $("run-box");
@@ -90,9 +90,9 @@ export class Head {
     } else if (run.status === "interrupted") {
       box.replaceChildren(h("div", { class: "box warn" }, h("strong", null, "The run was stopped"), "Its process has ended without a word. Rounds and models up to there are kept."));
     } else if (run.status === "waiting") {
-      const who = run.waitingFor === null || typeof run.waitingFor === "object" ? "Waiting for clients to join." : String(run.waitingFor);
-      const hint = run.config.runtime?.name === "local" ? [] : [h("pre", null, "python client_main.py client_id=0")];
-      box.replaceChildren(h("div", { class: "box info" }, h("strong", null, who), hint.length ? "Each client joins with" : "It begins by itself.", hint));
+      const local = run.config.runtime?.name === "local";
+      const who = run.joined.length ? `Joined: ${run.joined.slice(0, 20).map((id) => `client ${id}`).join(", ")}${run.joined.length > 20 ? ", …" : ""}` : local ? "The clients are getting ready" : "No client has joined yet";
+      box.replaceChildren(h("div", { class: "box info" }, h("strong", null, who), local ? "The first round begins by itself." : ["Each client joins with", h("pre", null, "python client_main.py client_id=0")]));
     } else {
       box.hidden = true;
       box.replaceChildren();
