@@ -91,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
     dashboard.add_argument("--port", type=int, default=8080, help="0 takes any free one (default 8080)")
 
+    dashboard.add_argument(
+        "--token-file",
+        type=Path,
+        default=Path(".fedmap/token"),
+        metavar="FILE",
+        help="what writing needs (default .fedmap/token; made at first start)",
+    )
+
     demo = command("demo", "the demonstration behind `make demo`", "fedmap.cli.demo")
     demo.add_argument("--folder", type=Path, help="where data and runs go (default demo/)")
     demo.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="further settings, as for server_main.py")

@@ -56,6 +56,7 @@ class Worker:
     idle: float = 600.0
     _process: BaseProcess | None = field(default=None, init=False)
     _pipe: Connection | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         self._places = threading.BoundedSemaphore(self.waiting + 1)
@@ -74,6 +75,8 @@ class Worker:
             raise BusyError(f"{self.waiting + 1} predictions are under way or waiting already; try again in a moment")
         try:
             with self._turn:
+                if self._closed:
+                    raise BusyError("the server is about to end")
                 return self._exchange(question)
         finally:
             self._places.release()
@@ -125,9 +128,13 @@ class Worker:
         return code
 
     def close(self) -> None:
-        """End the process; a further question starts a new one."""
-        with self._turn:
-            self._end()
+        """End the process at once, whatever it is doing; nothing can be asked any more."""
+        self._closed = True
+        process = self._process
+        if process is not None:
+            with suppress(ValueError):  # it has been closed already
+                process.kill()
+                process.join(timeout=5)
 
 
 def _serve(pipe: Connection, idle: float) -> None:
