@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import socket
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +53,12 @@ class RunState:
         """Add one line of the file; one that cannot be understood changes nothing."""
         try:
             self._take(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return
 
     def _take(self, event: dict[str, Any]) -> None:
         kind, when = event["event"], event.get("time")
-        if isinstance(when, (int, float)):
+        if isinstance(when, (int, float)) and math.isfinite(when):
             self.started = self.started or float(when)
             self.seen = float(when)
         if kind == "opened":
@@ -65,7 +66,8 @@ class RunState:
             if "choices" in event:
                 self.choices = {str(key): str(value) for key, value in event["choices"].items()}
             self.num_rounds = int(event.get("num_rounds", self.num_rounds))
-            self._writer = (str(event["host"]), int(event["pid"]), float(event["process_started"]))
+            if (pid := int(event["pid"])) > 0:
+                self._writer = (str(event["host"]), pid, float(event["process_started"]))
         elif kind == "waiting":
             self.joined, self.expected = [int(k) for k in event["joined"]], int(event["expected"])
         elif kind == "start":
@@ -111,5 +113,7 @@ class RunState:
         try:
             process = psutil.Process(pid)
             return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < _CLOCK_SECONDS
-        except psutil.Error:
-            return psutil.pid_exists(pid)
+        except psutil.NoSuchProcess:
+            return False
+        except psutil.Error:  # it is somebody else's, and nothing can be known of it
+            return True
