@@ -2,7 +2,7 @@
 // table keeps its focus and its scroll.
 
 import { $, h, number, setText } from "/assets/dom.js";
-import { ago, bytes, clock, count, duration, percent, plain, score, words } from "/assets/format.js";
+import { ago, bytes, clock, count, duration, percent, plain, score, spans, words } from "/assets/format.js";
 
 const FEW = 50;
 const WORD = { ok: "used", answered: "answered", training: "training", failed: "failed", rejected: "rejected", idle: "not asked" };
@@ -151,7 +151,7 @@ export class Clients {
       this.body.replaceChildren(...wish);
       if (this.body.contains(focused)) focused.focus({ preventScroll: true });
     }
-    const left = this.run.problems().length;
+    const left = this.clients.reduce((sum, client) => sum + client.problems.length, 0);
     setText($("clients-note"), total ? `What each told in its last round${left ? `; ${count(left)} ${left === 1 ? "update was" : "updates were"} left out so far` : ""}.` : "");
   }
 
@@ -192,7 +192,7 @@ export class Clients {
 
   #problems(run) {
     const problems = run.problems();
-    const key = `${problems.length} ${run.rounds.length} ${this.allProblems}`;
+    const key = `${run.id} ${problems.length} ${run.rounds.length} ${this.allProblems}`;
     if (key === this.problemsKey) return;
     this.problemsKey = key;
     const shown = this.allProblems ? problems : problems.slice(0, 10);
@@ -205,8 +205,8 @@ export class Clients {
     place.replaceChildren(...[
       h("h3", null, "Updates that were left out, and why"),
       h("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Updates that were left out" }, h("table", { id: "problems-table" }, h("caption", { class: "hidden" }, "Updates that were left out"),
-        h("thead", null, h("tr", null, ["Round", "Client", "State", "Reason"].map((name) => h("th", { scope: "col" }, name)))),
-        h("tbody", null, shown.map((p) => h("tr", null, h("th", { scope: "row" }, p.round), h("td", null, `client ${p.client}`), h("td", null, pill(p.status)), h("td", { class: "reason" }, p.reason || "no reason was given")))))),
+        h("thead", null, h("tr", null, ["Client", "State", "Rounds", "Reason"].map((name) => h("th", { scope: "col" }, name)))),
+        h("tbody", null, shown.map((p) => h("tr", null, h("th", { scope: "row" }, `client ${p.client}`), h("td", null, pill(p.status)), h("td", null, spans(p.rounds)), h("td", { class: "reason" }, p.reason || "no reason was given")))))),
       more,
     ].filter(Boolean));
   }

@@ -1,6 +1,6 @@
 // Two or more runs side by side: final scores, overlaid curves, F1 by label, and where their configurations differ.
 
-import { $, h, key as broken, number, s, setText } from "/assets/dom.js";
+import { $, breakable, h, number, s, setText } from "/assets/dom.js";
 import { bytes, count, duration, lastPart, score, short } from "/assets/format.js";
 import { compareLink, listRuns, readRun, runLink } from "/assets/api.js";
 import { Chart } from "/assets/chart.js";
@@ -94,30 +94,25 @@ const mean = (values) => (values.length ? sum(values) / values.length : null);
 const least = (values) => (values.length ? Math.min(...values) : null);
 const total = (values) => (values.some(present) ? sum(values.filter(present)) : null);
 
-/** A table with one row per run and the best of each column marked. */
-function ranked(caption, id, columns, rows) {
-  const kept = columns.filter((column, i) => rows.some((row) => present(row.values[i])));
-  const at = kept.map((column) => columns.indexOf(column));
-  const bests = at.map((i) => {
-    const values = rows.map((row) => row.values[i]).filter(present);
-    const sign = columns[i].better;
-    return sign && values.length > 1 && new Set(values).size > 1 ? sign * Math.max(...values.map((value) => sign * value)) : null;
+/**
+ * A table with a row per measure and a column per run; the best of a row is marked.
+ * @param {{name: string, format: (v: number) => string, better: number, values: (number|null)[]}[]} measures better: 1 high, -1 low, 0 neither
+ */
+function ranked(caption, id, named, measures, of = [...runs.values()]) {
+  const rows = measures.filter((measure) => measure.values.some(present)).map(({ name, format, better, values }) => {
+    const told = values.filter(present);
+    const top = better && told.length > 1 && new Set(told).size > 1 ? better * Math.max(...told.map((value) => better * value)) : null;
+    return h("tr", null, h("th", { scope: "row" }, name), values.map((value) => h("td", { class: top !== null && value === top ? "num best" : "num" }, number(value, format))));
   });
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", { id }, h("caption", { class: "hidden" }, caption),
-    h("thead", null, h("tr", null, h("th", { scope: "col" }, "Run"), kept.map((column) => h("th", { scope: "col", class: "num" }, column.name)))),
-    h("tbody", null, rows.map((row) => h("tr", { "data-run": row.id }, h("th", { scope: "row" }, row.head), at.map((i, k) => {
-      const top = bests[k] !== null && row.values[i] === bests[k];
-      return h("td", { class: top ? "num best" : "num" }, number(row.values[i], columns[i].format));
-    }))))));
+  const heads = of.map((run) => h("th", { scope: "col", class: "num", "data-run": run.id },
+    h("span", { class: "series" }, swatch(run.id), breakable(named.get(run.id))), run.final ? null : [" ", h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)]));
+  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", { id, class: "ranked" }, h("caption", { class: "hidden" }, caption),
+    h("thead", null, h("tr", null, h("td", null), heads)), h("tbody", null, rows)));
 }
 
 function drawFinals(named) {
-  const columns = FINALS.map(([name, , format, better]) => ({ name, format, better }));
-  const rows = [...runs.values()].map((run) => ({
-    id: run.id, values: FINALS.map(([, get]) => get(run) ?? null),
-    head: h("span", { class: "series" }, swatch(run.id), named.get(run.id), run.final ? null : h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)),
-  }));
-  $("final-table").replaceChildren(ranked("Final scores", "finals-table", columns, rows));
+  const measures = FINALS.map(([name, get, format, better]) => ({ name, format, better, values: [...runs.values()].map((run) => get(run) ?? null) }));
+  $("final-table").replaceChildren(ranked("Final scores", "finals-table", named, measures));
 }
 
 function drawCurves(named) {
@@ -140,12 +135,9 @@ function drawLabels(named) {
   const support = new Map();
   for (const run of scored) for (const row of run.final.labels) support.set(row.label, Math.max(row.support, support.get(row.label) ?? 0));
   const labels = [...support.keys()].sort((a, b) => support.get(b) - support.get(a) || a.localeCompare(b));
-  const columns = labels.map((name) => ({ name, format: score, better: 1 }));
-  const rows = scored.map((run) => {
-    const by = new Map(run.final.labels.map((row) => [row.label, row.f1]));
-    return { id: run.id, head: h("span", { class: "series" }, swatch(run.id), named.get(run.id)), values: labels.map((label) => by.get(label) ?? null) };
-  });
-  $("label-table").replaceChildren(ranked("F1 by label on test rows", "labels-table", columns, rows));
+  const by = scored.map((run) => new Map(run.final.labels.map((row) => [row.label, row.f1])));
+  const measures = labels.map((name) => ({ name, format: score, better: 1, values: by.map((one) => one.get(name) ?? null) }));
+  $("label-table").replaceChildren(ranked("F1 by label on test rows", "labels-table", named, measures, scored));
 }
 
 function drawConfigs(named) {
@@ -157,7 +149,7 @@ function drawConfigs(named) {
   $("config-table").replaceChildren(shown.length
     ? h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Configuration" }, h("table", { class: "differences", id: "config-differences" }, h("caption", { class: "hidden" }, "Configuration"),
       h("thead", null, h("tr", null, h("th", { scope: "col" }, "Key"), [...runs.keys()].map((id) => h("th", { scope: "col" }, named.get(id))))),
-      h("tbody", null, shown.map((key) => h("tr", null, h("th", { scope: "row" }, broken(key)), [...flats.values()].map((one) => h("td", { class: one.has(key) && first.has(key) && one.get(key) !== first.get(key) ? "other" : null }, one.has(key) ? broken(one.get(key)) : h("span", { class: "missing" }, "–"))))))))
+      h("tbody", null, shown.map((key) => h("tr", null, h("th", { scope: "row" }, breakable(key)), [...flats.values()].map((one) => h("td", { class: one.has(key) && first.has(key) && one.get(key) !== first.get(key) ? "other" : null }, one.has(key) ? breakable(one.get(key)) : h("span", { class: "missing" }, "–"))))))))
     : h("p", { class: "quiet-empty" }, "Their configurations are the same."));
 }
 

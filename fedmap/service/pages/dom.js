@@ -48,7 +48,7 @@ export function table(caption, columns, rows, attributes = {}) {
   return h("table", attributes, h("caption", { class: "hidden" }, caption), h("thead", null, h("tr", null, heads)), h("tbody", null, body));
 }
 
-/** A dotted key that may break after its dots and underscores. */
-export const key = (text) => h("span", null, String(text).split(/(?<=[._])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part])));
+/** A name that may break after its dots and underscores and between its words. */
+export const breakable = (text) => h("span", null, String(text).split(/(?<=[._])|(?<=[a-z])(?=[A-Z])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part])));
 
 export const $ = (id) => document.getElementById(id);

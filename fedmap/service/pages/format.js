@@ -68,6 +68,16 @@ export function ago(time, now = Date.now() / 1000) {
   return `${Math.floor(seconds / 86400)} days ago`;
 }
 
+/** Whole numbers in ascending order as spans: "2, 5–7". */
+export function spans(numbers) {
+  const found = [];
+  for (const number of numbers) {
+    if (found.length && found.at(-1)[1] === number - 1) found.at(-1)[1] = number;
+    else found.push([number, number]);
+  }
+  return found.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(", ");
+}
+
 /** A diagnostic's key as words. */
 export const words = (key) => String(key).replaceAll(/[-_]+/g, " ");
 

@@ -81,8 +81,10 @@ export class Heatmap {
       path.style.setProperty("--level", `${((100 * i) / (SHADES - 1)).toFixed(1)}%`);
       parts.push(path);
     });
-    if (losses.length) parts.push(s("path", { fill: `url(#${this.pattern})`, d: losses.join("") }));
-    const every = Math.max(1, Math.ceil(13 / tall));
+    const fine = Math.min(tall, cell) >= 8; // a hatch needs some room
+    const lostFill = fine ? { fill: `url(#${this.pattern})` } : { class: "lost" };
+    if (losses.length) parts.push(s("path", { ...lostFill, d: losses.join("") }));
+    const every = [1, 2, 5, 10, 20, 50, 100].find((step) => step * tall >= 13) ?? 200;
     const fits = Math.floor((left - 12) / 6.6);
     rows.forEach((row, r) => {
       if (r % every === 0) parts.push(s("text", { x: left - 7, y: top + (r + 0.5) * tall + 4, "text-anchor": "end" }, row.label.length > fits ? `${row.label.slice(0, fits - 1)}…` : row.label));
@@ -102,7 +104,7 @@ export class Heatmap {
     this.svg.setAttribute("aria-label", `${this.options.title}: ${label}, ${rows.length} ${this.options.rowName}s by ${columns.length} rounds. Arrow keys move from cell to cell`);
     this.svg.replaceChildren(...parts);
     const key = [h("span", null, label), h("span", null, format(low)), h("span", { class: "ramp", "aria-hidden": "true" }), h("span", null, format(high))];
-    if (losses.length) key.push(s("svg", { viewBox: "0 0 16 12", "aria-hidden": "true" }, s("rect", { fill: `url(#${this.pattern})`, width: 16, height: 12 })), h("span", null, "failed or rejected"));
+    if (losses.length) key.push(s("svg", { viewBox: "0 0 16 12", "aria-hidden": "true" }, s("rect", { ...lostFill, width: 16, height: 12 })), h("span", null, "failed or rejected"));
     this.scale.replaceChildren(...key);
     this.#drawFocus();
   }
@@ -140,7 +142,7 @@ export class Heatmap {
     if (!this.focus) return;
     if (!this.at) {
       this.focus.setAttribute("visibility", "hidden");
-      setText(this.readout, "");
+      setText(this.readout, "Point at a cell, or move from cell to cell with the arrow keys.");
       return;
     }
     const [r, c] = this.at;

@@ -155,7 +155,7 @@ async function main() {
     try {
       await look();
     } catch (error) {
-      if (error.status) notice("bad", h("strong", null, wanted ? `Run ${wanted.replace("~", " ")} cannot be shown` : "The run cannot be shown"), error.message);
+      if (error.status) notice("bad", h("strong", null, wanted ? `Run ${wanted.replace("~", " ")} cannot be shown` : "The run cannot be shown"), `${error.message}. `, h("a", { href: "/runs" }, "All runs"));
       else {
         lastWord ??= Date.now() / 1000;
         connected = false;

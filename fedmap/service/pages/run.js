@@ -192,9 +192,17 @@ export class Run {
     });
   }
 
-  /** Every update that was left out, the latest first. */
+  /** Updates that were left out, one entry per client and reason with the rounds, the latest first. */
   problems() {
-    return this.rounds.flatMap((round) => round.clients.filter((client) => client.status !== "ok")
-      .map((client) => ({ round: round.round_index, client: client.client_id, status: client.status, reason: client.reason }))).reverse();
+    const found = new Map();
+    for (const round of this.rounds) {
+      for (const { client_id: client, status, reason } of round.clients) {
+        if (status === "ok") continue;
+        const key = JSON.stringify([client, status, reason]);
+        if (!found.has(key)) found.set(key, { client, status, reason, rounds: [] });
+        found.get(key).rounds.push(round.round_index);
+      }
+    }
+    return [...found.values()].sort((a, b) => b.rounds.at(-1) - a.rounds.at(-1) || a.client - b.client);
   }
 }

@@ -1,6 +1,6 @@
 // All runs, newest first; any two or more can be compared.
 
-import { $, h, number, setText } from "/assets/dom.js";
+import { $, breakable, h, number, setText } from "/assets/dom.js";
 import { clock, count, lastPart, score } from "/assets/format.js";
 import { compareLink, listRuns, runLink } from "/assets/api.js";
 import { STATUS } from "/assets/summary.js";
@@ -53,11 +53,11 @@ function row(run) {
     else chosen.delete(run.id);
     tellChosen();
   } });
-  const short = (value) => (value ? lastPart(value) : h("span", { class: "missing" }, "–"));
+  const short = (value) => (value ? breakable(lastPart(value)) : h("span", { class: "missing" }, "–"));
   return h("tr", { "data-run": run.id },
     h("td", { class: "pick" }, box),
     h("th", { scope: "row" }, h("span", null, h("a", { href: runLink(run.id), title: run.started ? `started ${clock(run.started)}` : null }, name), run.current ? h("span", { class: "now" }, "this server's") : null)),
-    h("td", null, h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)),
+    h("td", { class: "wide" }, h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)),
     h("td", { class: "wide", "data-name": "Strategy" }, short(run.strategy)), h("td", { class: "wide", "data-name": "Model" }, short(run.model)), h("td", { class: "wide", "data-name": "Data" }, short(run.dataset)),
     h("td", { class: "num", "data-name": "Rounds" }, h("span", null, `${run.rounds_done ?? 0} of ${run.num_rounds ?? "?"}`)),
     h("td", { class: "num", "data-name": "Best" }, number(run.best_round, String)),

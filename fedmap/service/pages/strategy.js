@@ -1,7 +1,7 @@
 // What the strategy reports about itself, the notes, and the configuration.
 
-import { $, h, key as broken, setText } from "/assets/dom.js";
-import { clock, count, lastPart, plain, score, short, words } from "/assets/format.js";
+import { $, breakable, h, setText } from "/assets/dom.js";
+import { clock, count, lastPart, plain, score, short, spans, words } from "/assets/format.js";
 import { Chart } from "/assets/chart.js";
 import { isPerClient } from "/assets/maps.js";
 
@@ -16,18 +16,9 @@ export function flat(value, prefix = "") {
   return [[prefix, typeof value === "string" ? value : JSON.stringify(value)]];
 }
 
-function spans(rounds) {
-  const found = [];
-  for (const round of rounds) {
-    if (found.length && found.at(-1)[1] === round - 1) found.at(-1)[1] = round;
-    else found.push([round, round]);
-  }
-  return found.map(([a, b]) => (a === b ? `${a}` : `${a}–${b}`)).join(", ");
-}
-
 const keyTable = (name, pairs) => h("div", { class: "scroll" }, h("table", { class: "keys" }, h("caption", { class: "hidden" }, name),
   h("thead", { class: "hidden" }, h("tr", null, h("th", { scope: "col" }, "Key"), h("th", { scope: "col" }, "Value"))),
-  h("tbody", null, pairs.map(([key, value]) => h("tr", null, h("th", { scope: "row" }, broken(key)), h("td", null, broken(value)))))));
+  h("tbody", null, pairs.map(([key, value]) => h("tr", null, h("th", { scope: "row" }, breakable(key)), h("td", null, breakable(value)))))));
 
 export class Strategy {
   constructor() {
@@ -94,7 +85,9 @@ export class Notes {
     const known = new Set(told.map((note) => note.text));
     const times = new Map(run.notes.filter((note) => note.time !== null).map((note) => [note.text, note.time]));
     for (const note of told) note.time = times.get(note.text) ?? null;
-    const extra = run.notes.filter((note) => !known.has(note.text));
+    const lost = new Set(run.rounds.flatMap((record) => record.clients.filter((client) => client.status !== "ok")
+      .map((client) => `client ${client.client_id} is left out of round ${record.round_index}: ${client.reason}`))); // which stand among the clients
+    const extra = run.notes.filter((note) => !known.has(note.text) && !lost.has(note.text));
     const notes = [...told, ...extra].map((note, i) => ({ ...note, i })).sort((a, b) => (b.round ?? run.roundsDone + 1) - (a.round ?? run.roundsDone + 1) || (b.time ?? 0) - (a.time ?? 0) || b.i - a.i);
     const key = `${notes.length} ${this.all} ${notes[0]?.text}`;
     if (key === this.key) return;
@@ -105,7 +98,7 @@ export class Notes {
       return;
     }
     const shown = this.all ? notes : notes.slice(0, 40);
-    const when = (note) => [note.round === null ? null : `round ${note.round}`, note.time === null ? null : clock(note.time)].filter(Boolean).join(", ");
+    const when = (note) => [!note.round ? null : `round ${note.round}`, note.time === null ? null : clock(note.time)].filter(Boolean).join(", ");
     const list = h("ul", { class: "note-list", tabindex: 0, "aria-label": "Notes, the latest first" }, shown.map((note) => h("li", null, h("span", { class: "when" }, when(note)), h("span", { class: "text" }, note.text))));
     const more = notes.length > 40 ? h("button", { type: "button", class: "below", onclick: () => { this.all = !this.all; this.update(run); } }, this.all ? "Show the latest 40" : `Show all ${count(notes.length)}`) : null;
     place.replaceChildren(...[list, more].filter(Boolean));
