@@ -60,7 +60,7 @@ def model_card(history: RunHistory, tree: Mapping[str, Any], saved: Mapping[str,
         "## Training",
         _training(history, tree),
         "## Limits",
-        _limits(labels, saved, chosen),
+        _limits(labels, saved),
         "## Use",
         _use(tree, saved, which),
     ]
@@ -188,13 +188,13 @@ def _training(history: RunHistory, tree: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts if value not in (None, ""))
 
 
-def _limits(labels: tuple[LabelResult, ...], saved: Mapping[str, Any], chosen: bool) -> str:
+def _limits(labels: tuple[LabelResult, ...], saved: Mapping[str, Any]) -> str:
     rare = [row.label for row in labels if row.support < _FEW]
     arguments = saved.get("arguments")
     lines = [
         "Scores hold for rows like the server's test rows, and for nothing else; where clients differ, theirs may be lower.",
         "Thresholds were tuned on the server's validation rows."
-        if chosen
+        if _tuned(saved)
         else "Thresholds were not tuned for this model: a label applies from 0.5.",
     ]
     if rare:
@@ -208,6 +208,12 @@ def _limits(labels: tuple[LabelResult, ...], saved: Mapping[str, Any], chosen: b
         lines.append("Pretrained towers bring along what their own training data held.")
     lines.append("What the weights give away about the rows that they were trained on was not measured.")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _tuned(saved: Mapping[str, Any]) -> bool:
+    thresholds = saved.get("thresholds")
+    values = thresholds.values() if isinstance(thresholds, Mapping) else thresholds or ()
+    return any(value != 0.5 for value in values)
 
 
 def _use(tree: Mapping[str, Any], saved: Mapping[str, Any], which: str) -> str:
