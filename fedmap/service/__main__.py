@@ -7,9 +7,11 @@ import os
 import socket
 import sys
 import threading
+import time
 from pathlib import Path
 
 _NICENESS = 5  # the clients' training on the same machine goes first
+_LAST_LOOK_SECONDS = 1.5  # for the pages that watch: they read the final results, and leave
 
 
 def main() -> None:
@@ -34,6 +36,9 @@ def main() -> None:
 
     def end_with_the_run() -> None:
         sys.stdin.read()
+        end = time.monotonic() + _LAST_LOOK_SECONDS
+        while app.state.runs.watched and time.monotonic() < end:
+            time.sleep(0.05)
         server.should_exit = True
 
     threading.Thread(target=end_with_the_run, daemon=True).start()

@@ -96,6 +96,11 @@ class Runs:
         """Open streams of events."""
         return sum(feed.watchers for feed in list(self._feeds.values()))
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody follows a run's events."""
+        return any(feed.watchers for feed in list(self._feeds.values()))
+
     def close(self) -> None:
         """End all streams of events. Called on the front's event loop."""
         for feed in list(self._feeds.values()):
@@ -106,7 +111,8 @@ class Runs:
         signs = _signs(folder / _RESULTS), _signs(folder / "config.yaml")
         kept = self._digests.get(folder)
         if kept is None or kept.signs != signs:
-            kept = self._digests[folder] = _Kept(signs, _digest(_read(folder / _RESULTS), _read(folder / "config.yaml")))
+            config = _read(folder / "config.yaml")
+            kept = self._digests[folder] = _Kept(signs, _made(lambda results: _digest(results, config), _read(folder / _RESULTS)))
         value: dict[str, Any] = kept.value
         return value
 
@@ -115,7 +121,7 @@ class Runs:
         signs = _signs(folder / _RESULTS)
         kept = self._bodies.get((folder, name))
         if kept is None or kept.signs != signs:
-            text = json.dumps(make(_read(folder / _RESULTS)), separators=(",", ":"))
+            text = json.dumps(_made(make, _read(folder / _RESULTS)), separators=(",", ":"))
             kept = _Kept(signs, text.encode())
             with self._lock:
                 self._bodies[(folder, name)] = kept
@@ -249,7 +255,17 @@ def _read(file: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _made(make: Callable[[dict[str, Any]], dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
+    """What is made of results.json; of an empty one where somebody has written something else into it."""
+    try:
+        return make(results)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return make({})
+
+
 def _without_standing(results: dict[str, Any]) -> dict[str, Any]:
+    if not all(isinstance(record["round_index"], int) and isinstance(record["clients"], list) for record in results.get("rounds", [])):
+        raise ValueError("no rounds")
     return {"label_names": [], "rounds": [], "final": None} | {key: value for key, value in results.items() if key not in _OWN_KEYS}
 
 

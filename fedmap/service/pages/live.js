@@ -35,7 +35,8 @@ function notice(kind, ...content) {
 
 function tellConnection() {
   if (connected) notice("info");
-  else notice("warn", h("strong", null, "The server does not answer"), `What is shown is from ${clock(lastWord)}. The page goes on by itself when the server is back. `,
+  else if (run && !run.active) notice("info", h("strong", null, "This run's server has ended with it"), "What is shown is complete. Past runs and downloads: ", h("code", null, "python -m fedmap dashboard outputs"));
+  else notice("warn", h("strong", null, "The server does not answer"), `${lastWord === null ? "" : `What is shown is from ${clock(lastWord)}. `}The page goes on by itself when the server is back. `,
     h("span", null, "Past runs can be seen with "), h("code", null, "python -m fedmap dashboard outputs"));
 }
 
@@ -95,8 +96,7 @@ function take(kind, data, line) {
   lastWord = Date.now() / 1000;
   if (kind === "start") reread().catch(() => {}); // labels and versions are there by now
   if (kind === "finished" || kind === "failed") {
-    stop();
-    settle();
+    settle().finally(stop); // the server of a run waits a moment for those who watch
   }
 }
 
@@ -157,7 +157,6 @@ async function main() {
     } catch (error) {
       if (error.status) notice("bad", h("strong", null, wanted ? `Run ${wanted.replace("~", " ")} cannot be shown` : "The run cannot be shown"), `${error.message}. `, h("a", { href: "/runs" }, "All runs"));
       else {
-        lastWord ??= Date.now() / 1000;
         connected = false;
         tellConnection();
       }
