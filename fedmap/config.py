@@ -38,6 +38,12 @@ RESUME_WORDS = ("auto", "never")
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
 
 
+def _problem_of_name(name: object) -> str:
+    if _NAME.fullmatch(str(name)) and name != "clients":  # outputs/clients holds the clients' logs
+        return ""
+    return f"name={name!r}: use letters, digits, '.', '_' and '-' alone, starting with a letter or digit, and not 'clients'"
+
+
 def compose(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> DictConfig:
     """The configuration `conf/<config_name>.yaml` with command-line overrides such as "batch_size=64".
 
@@ -228,8 +234,8 @@ class _Reader:
         value = self.tree.get(path)
         if value is None:
             return None
-        if not _NAME.fullmatch(str(value)) or value == "clients":  # outputs/clients holds the clients' logs
-            self.problems.append(f"{path}={value!r}: use letters, digits, '.', '_' and '-' alone, starting with a letter or digit")
+        if problem := _problem_of_name(value):
+            self.problems.append(problem)
         return str(value)
 
     def flag(self, path: str) -> bool:
@@ -417,6 +423,23 @@ def save(tree: Mapping[str, Any], path: Path) -> None:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
 
 
+def _check_folder(known: DictConfig, overrides: Sequence[str]) -> None:
+    """Refuse a folder to resume that holds no run, and one that cannot be written, before anything is made there."""
+    if known.name is not None and (problem := _problem_of_name(known.name)):
+        raise ConfigError(problem)
+    resume = str(known.resume)
+    if resume not in RESUME_WORDS and not (Path(resume) / "config.yaml").is_file():
+        raise ConfigError(f"resume={resume}: there is no run in this folder; expected auto, never or a run's folder in outputs/")
+    given = [override.partition("=")[2] for override in overrides if _key(override) == "hydra.run.dir"]
+    place = Path(given[-1].strip("'\"") if given else run_folder(known.name, resume, "")).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{place} cannot be written: it is no folder, or read-only, or not yours; start in another folder, or set hydra.run.dir"
+        )
+
+
 def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
     """Before Hydra takes over: end the process with a sentence that names the nearest key if an override is mistaken."""
     import sys
@@ -425,10 +448,8 @@ def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
         return  # a sweep gives several values to a key; Hydra takes it apart
     overrides = [argument for argument in argv[1:] if not argument.startswith("-")]
     try:
-        resume = str(OmegaConf.select(compose(config_name, overrides), "resume", default="auto"))
-        if (
-            config_name == "config" and resume not in RESUME_WORDS and not (Path(resume) / "config.yaml").is_file()
-        ):  # before Hydra makes the folder
-            raise ConfigError(f"resume={resume}: there is no run in this folder; expected auto, never or a run's folder in outputs/")
+        known = compose(config_name, overrides)
+        if config_name == "config":  # before Hydra makes the folder
+            _check_folder(known, overrides)
     except ConfigError as error:
         sys.exit(f"{Path(argv[0]).name}: {error}")

@@ -87,10 +87,11 @@ def find_standing(
     """
     checkpoints = checkpoints_of(folder, config.keep_checkpoints)
     check_may_start(folder, config.resume, bool(checkpoints.rounds()))
+    if checkpoints.rounds():
+        continued(folder, {**config.raw, "resume": "auto"}, [])
     found = checkpoints.load(type(initial))
     if found is None:
         return Standing(f"{name}-{secrets.token_hex(4)}", restored(aggregator, initial))
-    continued(folder, {**config.raw, "resume": "auto"}, [])
     checkpoint = found.checkpoint
     _check_model(checkpoint, initial, label_names, folder)
     persist(aggregator, checkpoint.state)
