@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedmap.data.posters import decode_poster
 from fedmap.errors import DataError
 from fedmap.prediction.predictor import Prediction, Predictor
 
@@ -76,6 +77,8 @@ def answer(predictor: Predictor, text: str | None, poster: bytes | None, *, expl
     plot = text if text and text.strip() else None
     if plot is None and poster is None:
         raise DataError("there is nothing to predict from: give a plot, a poster, or both")
+    if poster is not None:
+        decode_poster(poster, 8)  # limits and a clear reason, whatever the model does with pictures
     both = plot is not None and poster is not None
     scores = predictor.probabilities([plot, plot, None], [poster, None, poster]) if both else predictor.probabilities([plot], [poster])
     made = [predictor.prediction(np.asarray(row)) for row in scores]

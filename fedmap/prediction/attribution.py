@@ -68,9 +68,9 @@ def explain(predictor: Predictor, text: str | None, poster: bytes | None) -> Exp
     """
     from captum.attr import FeatureAblation
 
+    picture = None if poster is None else _Picture(poster, getattr(predictor.model, "image_size", None) or EDGE)
     prediction = predictor.predict(text, poster)
     plot, spans = text or "", _spans(text or "")
-    picture = None if poster is None else _Picture(poster, getattr(predictor.model, "image_size", None) or EDGE)
     whole = [torch.ones(1, len(spans))] * bool(spans) + [torch.ones(1, GRID * GRID)] * (picture is not None)
     if not whole:
         return Explanation(_log_odds(prediction.scores), (), ())
