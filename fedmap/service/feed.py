@@ -95,9 +95,12 @@ class Feed:
             while last < first and self._starts[last] - self._starts[after] < _CHUNK_BYTES:
                 last += 1
             begin, size = self._starts[after], self._starts[last] - self._starts[after]
-        with self.path.open("rb") as file:
-            file.seek(begin)
-            lines = file.read(size).splitlines()
+        try:
+            with self.path.open("rb") as file:
+                file.seek(begin)
+                lines = file.read(size).split(b"\n")[: last - after]
+        except OSError:  # the folder has been taken away
+            return b"", after
         return b"".join(_message(after + 1 + i, line) for i, line in enumerate(lines)), last
 
     async def stream(self, after: int) -> AsyncIterator[bytes]:

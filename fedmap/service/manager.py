@@ -117,6 +117,7 @@ class Sink:
     _recent: deque[bytes] = field(default_factory=deque, init=False)
     _recent_bytes: int = field(default=0, init=False)
     _bytes: int = field(default=0, init=False)
+    _torn: bool = field(default=False, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
@@ -131,6 +132,7 @@ class Sink:
                 continue
             self._remember(entry, line)
         self._bytes = sum(map(len, lines))
+        self._torn = bool(lines) and not lines[-1].endswith(b"\n")  # the last line's writer was killed
 
     def add(self, kind: str, report: dict[str, Any]) -> None:
         """Keep one report.
@@ -146,7 +148,8 @@ class Sink:
             try:
                 handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
                 try:
-                    os.write(handle, line)
+                    os.write(handle, b"\n" + line if self._torn else line)
+                    self._torn = False
                 finally:
                     os.close(handle)
             except OSError as error:

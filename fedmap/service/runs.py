@@ -57,12 +57,10 @@ class Runs:
             return None
         folder = self.outputs.joinpath(*parts)
         try:
-            if folder.resolve() != folder:  # a link
-                return None
-        except OSError:
+            if folder.resolve() == folder and (folder == self.current or (len(parts) <= self.depth and _is_run(folder))):
+                return folder  # and no link led here
+        except OSError:  # the name is too long, for instance
             return None
-        if folder == self.current or (len(parts) <= self.depth and _is_run(folder)):
-            return folder
         return None
 
     def folders(self) -> list[Path]:
@@ -275,12 +273,12 @@ def _digest(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     final = results.get("final") or {}
     server = config.get("server")
     return {
-        "status": results.get("status", ""),
-        "reason": results.get("reason", ""),
-        "best_round": results.get("best_round"),
+        "status": str(results.get("status", "")),
+        "reason": str(results.get("reason", "")),
+        "best_round": _whole(results.get("best_round")),
         "newest": _newest(rounds),
-        "rounds_done": max((r["round_index"] for r in rounds), default=0),
-        "num_rounds": config.get("num_rounds") or 0,
+        "rounds_done": max((int(r["round_index"]) for r in rounds), default=0),
+        "num_rounds": _whole(config.get("num_rounds")) or 0,
         "validation_macro_f1": _macro_f1(best.get("validation_tuned") or best.get("validation")),
         "test_macro_f1": _macro_f1(final.get("test_tuned") or final.get("test") or best.get("test")),
         "strategy": _target(server.get("strategy") if isinstance(server, dict) else None),
@@ -302,6 +300,10 @@ def _newest(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 def _target(node: Any) -> str:
     """The class that a part of the configuration names, without its module."""
     return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, dict) else ""
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def _macro_f1(scores: Any) -> float | None:
