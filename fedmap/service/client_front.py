@@ -19,10 +19,13 @@ from starlette.datastructures import Headers
 
 from fedmap.config import is_loopback
 from fedmap.participation import FAILED, PREPARING, STATES, Participation, Standing
+from fedmap.service import client_manager, documentation
+from fedmap.service.answers import Json, install_answers
 from fedmap.service.gate import Gate, Rules
 from fedmap.service.reporting import mac_address
 from fedmap.service.schemas import Problem
 
+_FROM_PROGRAMS = frozenset({"/start", "/stop", *client_manager.PATHS})
 _START_SECONDS = 5.0  # how long /start waits for the server's address, which FedOps puts into its answer
 
 
@@ -96,10 +99,10 @@ class ClientRules(Rules):
     def refusal(self, method: str, path: str, headers: Headers) -> tuple[int, str] | None:
         """See `Rules`."""
         refused = super().refusal(method, path, headers)
-        if refused is None or self.public or refused[0] not in (401, 403) or path not in ("/start", "/stop"):
+        if self.public or path not in _FROM_PROGRAMS or (refused is not None and refused[0] not in (401, 403)):
             return refused
         if "origin" in headers or headers.get("sec-fetch-site", "none") != "none":
-            return 403, "a web page may not start or stop this client: send the request from a program, for example with curl"
+            return 403, "a web page may not do this to a client: send the request from a program, for example with curl"
         return None
 
 
@@ -116,8 +119,14 @@ def create_client_app(identity: Identity, participation: Participation, rules: C
         title=f"FedMAP client {identity.client_id}",
         description="A client of a federation: its state, and FedOps' interface to start it.",
         responses={status: {"model": Problem} for status in (401, 403, 413, 421)},
+        docs_url=None,
+        redoc_url=None,
+        default_response_class=Json,
     )
+    install_answers(app)
     app.add_middleware(Gate, rules=rules)
+    app.include_router(documentation.router())
+    app.include_router(client_manager.router(identity.task_id, mac_address(), participation))
     registry = CollectorRegistry()
     registry.register(_Metrics(identity, participation, reports))
 

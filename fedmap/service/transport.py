@@ -49,7 +49,12 @@ class Bounded:
         with requests.Session() as session:
             for _ in range(_MAX_REDIRECTS + 1):
                 with session.request(method, url, **options) as response:
-                    body = self._body(response)
+                    try:
+                        body = self._body(response)
+                    except requests.RequestException:
+                        raise
+                    except Exception as error:  # of urllib3: the rest did not come, or could not be unpacked
+                        raise requests.ConnectionError(str(error)) from error
                 response._content = body  # the answer stays readable after its connection was closed
                 if not response.is_redirect:
                     return _checked(response)
@@ -60,7 +65,7 @@ class Bounded:
     def _body(self, response: requests.Response) -> bytes:
         end = time.monotonic() + self.seconds
         body = b""
-        for chunk in response.iter_content(1 << 14):
+        while chunk := response.raw.read1(1 << 14, decode_content=True):  # what there is: `iter_content` waits for whole chunks
             body += chunk
             if len(body) > MAX_ANSWER_BYTES:
                 raise requests.RequestException(f"the answer is longer than {MAX_ANSWER_BYTES >> 20} MiB")
