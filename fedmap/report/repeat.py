@@ -44,7 +44,7 @@ def repeat_command(tree: Mapping[str, Any], conf: Path = CONF) -> str | None:
         return None
     finally:
         GlobalHydra.instance().hydra = outer
-    own = [f"{key}={_word(value)}" for key, value in _differences(tree, known, "") if key.partition(".")[0] not in _PLACES]
+    own = [f"{key}={_word(value)}" for key, value in _differences(tree, known, "") if key.lstrip("+").partition(".")[0] not in _PLACES]
     return shlex.join(["python", "server_main.py", *groups, *top, *own])
 
 
