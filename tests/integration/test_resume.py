@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -270,7 +271,7 @@ def test_a_named_run_goes_on_by_its_name_and_by_its_folder(tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["scaffold", "modality_aware"])
 def test_server_main_is_killed_and_started_again(tmp_path: Path, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = [*overrides_of(strategy), "runtime.workers=1", "name=run"]
+    overrides = [*overrides_of(strategy), f"runtime.workers={int(strategy == 'scaffold')}", "name=run"]
     place = tmp_path / "alone"
     place.mkdir()
     with monkeypatch.context() as context:
@@ -284,6 +285,7 @@ def test_server_main_is_killed_and_started_again(tmp_path: Path, strategy: str, 
         rounds = random.Random(strategy).randint(1, 3)
         while not (results.exists() and len(json.loads(results.read_text())["rounds"]) > rounds):
             assert process.poll() is None, (place / "first.log").read_text()
+            time.sleep(0.005)
         process.kill()
         process.wait()
     killed, said = run_script(place, overrides, None)
