@@ -12,6 +12,18 @@ from starlette.responses import JSONResponse
 
 from fedmap.errors import FederationError
 from fedmap.files import plain
+from fedmap.service.schemas import Problem
+
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    400: {"model": Problem, "description": "what was asked cannot be done"},
+    401: {"model": Problem, "description": "the token is missing or wrong"},
+    403: {"model": Problem, "description": "nobody may do this"},
+    408: {"model": Problem, "description": "the request took too long to come"},
+    413: {"model": Problem, "description": "the request is too large"},
+    421: {"model": Problem, "description": "the front was asked under the name of another machine"},
+    422: {"model": Problem, "description": "the request has mistakes"},
+    503: {"model": Problem, "description": "not now: what is needed for an answer is busy, or cannot be written"},
+}
 
 
 class Json(JSONResponse):

@@ -29,13 +29,7 @@ _RECENT, _RECENT_BYTES = 1000, 4 << 20
 _CLUSTERS = 10_000
 _DEPTH = 4
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}
-_REFUSED: dict[int | str, dict[str, Any]] = {
-    401: {"model": Problem, "description": "the token is missing or wrong"},
-    403: {"model": Problem, "description": "the server was started without a token"},
-    404: {"model": Problem, "description": "this server serves another task"},
-    413: {"model": Problem, "description": "the report, or all reports together, are too large"},
-    422: {"model": Problem, "description": "the report is no JSON object"},
-}
+_REFUSED: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "this server serves another task"}}
 
 
 class ClientReport(StrEnum):

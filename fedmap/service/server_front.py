@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Response
 from fastapi.responses import FileResponse, StreamingResponse
 
 from fedmap.service import archive, dashboard, documentation, manager, predict
-from fedmap.service.answers import Json, install_answers
+from fedmap.service.answers import PROBLEMS, Json, install_answers
 from fedmap.service.gate import Gate, Rules
 from fedmap.service.manager import Task
 from fedmap.service.metrics import Metrics
@@ -45,7 +45,7 @@ def create_server_app(
         task: the task that FedOps' clients may join and report on; None where no federation is served.
     """
     runs = Runs(outputs, current, depth)
-    app = FastAPI(title="FedMAP", docs_url=None, redoc_url=None, default_response_class=Json)
+    app = FastAPI(title="FedMAP", docs_url=None, redoc_url=None, default_response_class=Json, responses=PROBLEMS)
     app.state.runs = runs
     app.state.close = runs.close
     app.include_router(_health(), tags=["health"])
