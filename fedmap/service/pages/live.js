@@ -14,6 +14,7 @@ const DRAW_MS = 150; // events of 200 clients come in bursts: the page is drawn 
 const LOOK_MS = 5000; // how often the list of runs is looked at
 
 const wanted = new URLSearchParams(location.search).get("run");
+const EMPTY_MS = 2000; // and how often while there is none, or none answers
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 
 let run = null;
@@ -161,7 +162,7 @@ async function main() {
         tellConnection();
       }
     }
-    await sleep(run ? LOOK_MS : 2000);
+    await sleep(run && connected ? LOOK_MS : run && !run.active ? 6 * LOOK_MS : EMPTY_MS);
   }
 }
 

@@ -44,7 +44,7 @@ export class Scores {
     const x = rounds.map((record) => record.round_index);
     const scored = rounds.some((record) => record.validation || record.test);
     for (const { name, chart } of this.charts) {
-      if (!scored) chart.off.delete("clients"); // then there is nothing else to see
+      if (rounds.length && !scored) chart.off.delete("clients"); // then there is nothing else to see
       chart.update({ x, series: scoreSeries(rounds, name), marks: best && scored && rounds.length > 1 ? [{ x: best.round_index, label: "best" }] : [] });
     }
   }

@@ -7,6 +7,9 @@ import { bytesOf } from "/assets/run.js";
 
 export const STATUS = { waiting: "waiting", running: "training", finished: "finished", failed: "failed", interrupted: "stopped" };
 
+/** A duration that ticks: no tenths of seconds. */
+const whole = (seconds) => (seconds < 59.5 ? `${Math.round(seconds)} s` : duration(seconds));
+
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /** What a run is, in a few words: strategy, model and data. */
@@ -40,7 +43,7 @@ export class Head {
   update(run) {
     this.run = run;
     const title = run.id.replace("~", " ");
-    setText($("run-title"), run.current && run.active ? "Training now" : `Run ${title}`);
+    setText($("run-title"), run.current && run.active ? (run.status === "waiting" ? "Getting ready" : "Training now") : `Run ${title}`);
     document.title = `${run.active ? `${run.roundsDone}/${run.numRounds ?? "?"} · ` : ""}Run ${title} · FedMAP`;
     $("run-status").dataset.status = run.status;
     setText($("run-status"), STATUS[run.status] ?? run.status);
@@ -70,8 +73,8 @@ export class Head {
     const trained = sum(run.rounds.map((record) => sum(Object.values(record.seconds))));
     const facts = [
       ["started", run.startedAt === null ? null : clock(run.startedAt)],
-      run.active ? ["elapsed", run.startedAt === null ? null : duration(Math.max(0, now - run.startedAt))] : ["in rounds", trained ? duration(trained) : null],
-      ["time left", left === null ? null : left < 1 ? "a moment" : `about ${duration(left < 60 ? Math.ceil(left) : left)}`],
+      run.active ? ["elapsed", run.startedAt === null ? null : whole(Math.max(0, now - run.startedAt))] : ["in rounds", trained ? duration(trained) : null],
+      ["time left", left === null ? null : left < 1 ? "a moment" : `about ${whole(left)}`],
     ].filter(([, value]) => value !== null);
     const key = JSON.stringify(facts);
     if (key === this.factsKey) return;
