@@ -1,7 +1,4 @@
-"""Configuration at the door: compose Hydra's YAML files and overrides, and parse them once into a typed `RunConfig`.
-
-A typo names the nearest key; contradictions and values out of range are all collected before anything is raised.
-"""
+"""From plain mappings to a `RunConfig`: contradictions and values out of range are all collected before anything is raised."""
 
 from __future__ import annotations
 
@@ -9,187 +6,13 @@ import difflib
 import ipaddress
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-from omegaconf import OmegaConf
-
+from fedmap.config.naming import problem_of_name
+from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, ServiceConfig, TrainingConfig
 from fedmap.errors import ConfigError, StorageError
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
-PROJECT = Path(__file__).resolve().parent.parent
-CONF = PROJECT / "conf"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
-
-
-def run_folder(name: object, resume: object, now: str) -> str:
-    """The folder of a run, below the working folder: the one to resume, else that of its name, else a new one."""
-    if resume not in RESUME_WORDS:
-        return str(resume)
-    return f"outputs/{now if name is None else name}"
-
-
-RESUME_WORDS = ("auto", "never")
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
-
-
-def _problem_of_name(name: object) -> str:
-    if _NAME.fullmatch(str(name)) and name != "clients":  # outputs/clients holds the clients' logs
-        return ""
-    return f"name={name!r}: use letters, digits, '.', '_' and '-' alone, starting with a letter or digit, and not 'clients'"
-
-
-def compose(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> DictConfig:
-    """The configuration `conf/<config_name>.yaml` with command-line overrides such as "batch_size=64".
-
-    Raises:
-        ConfigError: an override names a key, a group or an option that does not exist; the nearest one is named.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            known = hydra_compose(config_name, [o for o in overrides if _is_group(o, conf)])
-            for override in overrides:
-                if not _is_group(override, conf):
-                    _check_key(override, known, conf)
-            return hydra_compose(config_name, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
-
-
-def _explain(error: Exception) -> str:
-    causes = [str(error)]
-    if error.__cause__ is not None:
-        causes.append(str(error.__cause__))
-    return "the configuration cannot be composed: " + " ".join(line.strip() for line in "\n".join(causes).splitlines())
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
-
-
-def _is_group(override: str, conf: Path) -> bool:
-    group, value = _key(override), override.partition("=")[2]
-    if not (conf / group).is_dir():
-        return False
-    options = sorted(path.stem for path in (conf / group).glob("*.yaml"))
-    if value not in options and value not in ("null", ""):
-        near = difflib.get_close_matches(value, options, n=1)
-        hint = f"; did you mean {group}={near[0]}?" if near else ""
-        raise ConfigError(f"{override!r}: {group} has no option {value!r}, expected one of {options}{hint}")
-    return True
-
-
-def _check_key(override: str, known: DictConfig, conf: Path) -> None:
-    if "=" not in override and not override.startswith("~"):
-        raise ConfigError(f"{override!r} is not an override; write key=value, for example batch_size=64")
-    if override.startswith(("+", "hydra.")):
-        return
-    key = _key(override)
-    keys = set(_keys(OmegaConf.to_container(known, resolve=False)))
-    if key in keys:
-        return
-    groups = {path.name for path in conf.iterdir() if path.is_dir()}
-    near = difflib.get_close_matches(key, sorted(keys | groups), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(k for k in keys if '.' not in k))}"
-    raise ConfigError(f"{override!r}: there is no key {key!r}; {hint} To add a new key on purpose, write +{override}")
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            path = f"{prefix}{name}"
-            yield path
-            yield from _keys(value, f"{path}.")
-
-
-@dataclass(frozen=True)
-class RuntimeConfig:
-    """How the processes of a federation run; see conf/runtime."""
-
-    name: str
-    threads: int
-    wait_seconds: float
-    round_seconds: float
-    quorum: float
-    max_failed_rounds: int
-    workers: int | None = None
-    address: str = "127.0.0.1:8000"
-    external: bool = False
-    stay: bool = False
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How a client trains; see `fedmap.local.training.TrainingOptions`."""
-
-    optimizer: str
-    momentum: float
-    weight_decay: float
-    clip_norm: float
-    num_updates: int | None
-    tower_learning_rate: float
-    device: str
-    amp: bool
-
-
-@dataclass(frozen=True)
-class ServiceConfig:
-    """The server's HTTP front; see conf/config.yaml."""
-
-    enabled: bool
-    host: str
-    port: int
-    token_file: str | None
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """A client's HTTP front; see conf/config.yaml."""
-
-    enabled: bool
-    autostart: bool
-    host: str
-    port: int
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """A resolved and checked configuration. Nodes that name a user's class (`_target_`) stay plain mappings."""
-
-    random_seed: int
-    learning_rate: float
-    num_epochs: int
-    batch_size: int
-    num_rounds: int
-    clients_per_round: int
-    num_clients: int | None
-    client_id: int
-    task_id: str
-    training: TrainingConfig
-    runtime: RuntimeConfig
-    service: ServiceConfig
-    client: ClientConfig
-    model: Mapping[str, Any]
-    dataset: Mapping[str, Any]
-    strategy: Mapping[str, Any]
-    tracking: Mapping[str, Any]
-    after_round: str | None
-    name: str | None
-    resume: str
-    keep_checkpoints: int
-    raw: Mapping[str, Any]
 
 
 class _Reader:
@@ -234,7 +57,7 @@ class _Reader:
         value = self.tree.get(path)
         if value is None:
             return None
-        if problem := _problem_of_name(value):
+        if problem := problem_of_name(value):
             self.problems.append(problem)
         return str(value)
 
@@ -383,11 +206,6 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def compose_and_resolve(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) -> dict[str, Any]:
-    """`compose`, with every interpolation resolved, as plain mappings."""
-    return cast(dict[str, Any], OmegaConf.to_container(compose(config_name, overrides, conf), resolve=True))
-
-
 def load(path: Path) -> RunConfig:
     """Read and check a resolved configuration that was written with `save`.
 
@@ -421,35 +239,3 @@ def save(tree: Mapping[str, Any], path: Path) -> None:
             file.write(text)
     except OSError as error:
         raise StorageError(f"{path}: cannot be written ({error.strerror}); free space or choose another folder") from error
-
-
-def _check_folder(known: DictConfig, overrides: Sequence[str]) -> None:
-    """Refuse a folder to resume that holds no run, and one that cannot be written, before anything is made there."""
-    if known.name is not None and (problem := _problem_of_name(known.name)):
-        raise ConfigError(problem)
-    resume = str(known.resume)
-    if resume not in RESUME_WORDS and not (Path(resume) / "config.yaml").is_file():
-        raise ConfigError(f"resume={resume}: there is no run in this folder; expected auto, never or a run's folder in outputs/")
-    given = [override.partition("=")[2] for override in overrides if _key(override) == "hydra.run.dir"]
-    place = Path(given[-1].strip("'\"") if given else run_folder(known.name, resume, "")).absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{place} cannot be written: it is no folder, or read-only, or not yours; start in another folder, or set hydra.run.dir"
-        )
-
-
-def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
-    """Before Hydra takes over: end the process with a sentence that names the nearest key if an override is mistaken."""
-    import sys
-
-    if {"-m", "--multirun"} & set(argv):
-        return  # a sweep gives several values to a key; Hydra takes it apart
-    overrides = [argument for argument in argv[1:] if not argument.startswith("-")]
-    try:
-        known = compose(config_name, overrides)
-        if config_name == "config":  # before Hydra makes the folder
-            _check_folder(known, overrides)
-    except ConfigError as error:
-        sys.exit(f"{Path(argv[0]).name}: {error}")
