@@ -203,5 +203,5 @@ def _client_api() -> ModuleType:
     finally:
         root.removeHandler(placeholder)
         root.setLevel(level)
-    module.logger.disabled = True  # what matters is said in our own words
+    module.logger = logging.Logger(name, logging.CRITICAL + 1)  # type: ignore[attr-defined]  # what matters is said in our own words
     return module

@@ -108,14 +108,16 @@ def test_a_client_api_that_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyP
 
 
 @needs_fedops
-def test_the_server_manager_names_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_manager_names_the_port(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv("FEDOPS_AGGREGATION_HOST", raising=False)
     with recorder(lambda request: (200, b'{"port": 31007}')) as manager:
         api = ClientPlatform(Platform(server_manager=manager.url), "my task")
+        caplog.set_level(logging.DEBUG, "fedops")
         assert api.address() == "127.0.0.1:31007"
         monkeypatch.setenv("FEDOPS_AGGREGATION_HOST", "localhost")
         assert api.address() == "localhost:31007"
         assert manager.paths()[0] == "GET /FLSe/getPort/my%20task"
+    assert caplog.records == [], "it is said in our own words"
 
 
 @needs_fedops
