@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -182,6 +183,7 @@ def _serve(pipe: Connection) -> None:
     """A worker's life: answer messages until the pipe closes. Ctrl-C is the server's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_leave_with_server, daemon=True, name="fedmap-server-watch").start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     while True:
         try:
@@ -193,6 +195,14 @@ def _serve(pipe: Connection) -> None:
             pipe.send((reply, context.state))
         except OSError:
             return
+
+
+def _leave_with_server() -> None:
+    """A server that was killed cannot end its workers, and one that trains looks at its pipe only when it is done."""
+    server = multiprocessing.parent_process()
+    assert server is not None
+    wait([server.sentinel])
+    os._exit(1)
 
 
 def _run_app(message: Message, context: Context) -> Message:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from safetensors.numpy import load_file
@@ -286,8 +287,10 @@ def test_server_main_is_killed_and_started_again(tmp_path: Path, strategy: str, 
         while not (results.exists() and len(json.loads(results.read_text())["rounds"]) > rounds):
             assert process.poll() is None, (place / "first.log").read_text()
             time.sleep(0.005)
+        workers = psutil.Process(process.pid).children()
         process.kill()
         process.wait()
+        assert psutil.wait_procs(workers, timeout=20)[1] == []
     killed, said = run_script(place, overrides, None)
     assert (killed, said) == (False, "")
     assert "continuing the run in" in (place / "run.log").read_text()
