@@ -10,7 +10,6 @@ import httpx
 import pytest
 import requests
 
-from fedmap.build import FEDOPS_STRATEGY
 from fedmap.participation import CONNECTED, Participation
 from fedmap.service import background
 from fedmap.service.client_front import Identity, create_client_app, rules_for
@@ -181,7 +180,7 @@ def test_fedops_name_of_the_strategy_still_means_ours() -> None:
     from fedmap.config import compose_and_resolve, parse
 
     tree = compose_and_resolve("config", ["strategy=fedavg"])
-    tree["server"]["strategy"] = {"_target_": FEDOPS_STRATEGY, "input_dim": 10, "hidden_dim": 16}
+    tree["server"]["strategy"] = {"_target_": "fedops.server.fedmap.strategy.ModalityAwareAggregation", "input_dim": 10, "hidden_dim": 16}
     made = build_aggregator(parse(tree))
     assert isinstance(made, ModalityAwareAggregation)
     assert not [name for name in sys.modules if name.startswith("fedops.server")], "the wheel's class was not even imported"
