@@ -128,6 +128,7 @@ def router(runs: Runs, worker: Worker | None = None) -> APIRouter:
             400: {"model": Problem, "description": "neither plot nor poster, or the poster is no picture that can be read"},
             404: {"model": Problem, "description": "there is no such run or model"},
             413: {"model": Problem, "description": "the poster is too large"},
+            500: {"model": Problem, "description": "the model itself failed, or the process that predicts ended"},
             503: {"model": Problem, "description": "too many predictions are wanted at once"},
         },
     )
