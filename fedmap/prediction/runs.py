@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,22 +41,27 @@ def _written(run: Path) -> tuple[float, str]:
     return results.stat().st_mtime if results.is_file() else 0.0, str(run)
 
 
-def configuration_of(run: Path) -> dict[str, Any]:
+def configuration_of(run: Path) -> Mapping[str, Any]:
     """The run's resolved configuration as plain mappings; empty where there is none.
 
     Raises:
         DataError: the file is damaged.
     """
-    import yaml
-
     for name in ("run.yaml", "config.yaml"):  # the second one is the same without secrets
         if (run / name).is_file():
-            try:
-                tree = yaml.safe_load((run / name).read_text(encoding="utf-8"))
-            except (OSError, ValueError, yaml.YAMLError) as error:
-                raise DataError(f"{run / name} cannot be read: {error}") from error
-            return tree if isinstance(tree, dict) else {}
+            return _yaml(run / name, (run / name).stat().st_mtime_ns)
     return {}
+
+
+@lru_cache(maxsize=512)
+def _yaml(path: Path, written: int) -> Mapping[str, Any]:
+    import yaml
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return tree if isinstance(tree, dict) else {}
 
 
 def memories_of(run: Path, root: Path | None = None) -> Path:
