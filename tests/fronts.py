@@ -24,7 +24,15 @@ def make_run(folder: Path, *overrides: str) -> Path:
     folder.mkdir(parents=True)
     events = EventProgress(folder / "events.jsonl")
     events.opened(2, {"strategy": "fedavg", "model": "digits", "dataset": "digits"})
-    run_locally(folder, "dataset.num_clients=3", "num_rounds=2", "hooks.after_round=null", *overrides, progress=Told(Progress(), events))
+    run_locally(
+        folder,
+        "dataset.num_clients=3",
+        "num_rounds=2",
+        "strategy=fedavg",
+        "hooks.after_round=null",
+        *overrides,
+        progress=Told(Progress(), events),
+    )
     events.emit("finished")
     return folder
 
