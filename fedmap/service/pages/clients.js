@@ -5,7 +5,7 @@ import { $, h, number, setText } from "/assets/dom.js";
 import { ago, bytes, clock, count, duration, percent, plain, score, spans, words } from "/assets/format.js";
 
 const FEW = 50;
-const WORD = { ok: "used", answered: "answered", training: "training", failed: "failed", rejected: "rejected", idle: "not asked" };
+const WORD = { ok: "used", answered: "answered", training: "training", failed: "failed", rejected: "rejected", joined: "joined", idle: "not asked" };
 
 const COLUMNS = [
   { key: "id", name: "Client", sort: (c) => c.id },
@@ -31,7 +31,7 @@ const pill = (status) => h("span", { class: "status", "data-status": status }, W
 
 function seen(client) {
   if (client.lastSeen !== null) return h("span", { title: clock(client.lastSeen) }, ago(client.lastSeen));
-  return h("span", null, client.lastRecord ? `round ${client.lastRound}` : "never");
+  return h("span", null, client.lastRecord ? `round ${client.lastRound}` : client.status === "joined" ? "joined" : "never");
 }
 
 const CELLS = {
@@ -43,7 +43,7 @@ const CELLS = {
   after: (c) => number(c.signals.f1_after, score),
   loss: (c) => number(c.signals.train_loss, score),
   test: (c) => number(c.test?.macro_f1, score),
-  rounds: (c) => h("span", { title: "rounds whose update was used, of those it was asked in" }, `${c.ok} of ${c.asked}`),
+  rounds: (c) => h("span", { title: "rounds whose update was used, of those it was asked in" }, c.asked ? `${c.ok} of ${c.asked}` : "–"),
   seen,
 };
 
@@ -152,7 +152,7 @@ export class Clients {
       if (this.body.contains(focused)) focused.focus({ preventScroll: true });
     }
     const left = this.clients.reduce((sum, client) => sum + client.problems.length, 0);
-    setText($("clients-note"), total ? `What each told in its last round${left ? `; ${count(left)} ${left === 1 ? "update was" : "updates were"} left out so far` : ""}.` : "");
+    setText($("clients-note"), total ? `${this.run.rounds.length > 1 ? "What each told in its last round" : "Their signals follow with the first round"}${left ? `; ${count(left)} ${left === 1 ? "update was" : "updates were"} left out so far` : ""}.` : "");
   }
 
   #row(client, tests) {

@@ -105,7 +105,7 @@ function ranked(caption, id, named, measures, of = [...runs.values()]) {
     return h("tr", null, h("th", { scope: "row" }, name), values.map((value) => h("td", { class: top !== null && value === top ? "num best" : "num" }, number(value, format))));
   });
   const heads = of.map((run) => h("th", { scope: "col", class: "num", "data-run": run.id },
-    h("span", { class: "series" }, swatch(run.id), breakable(named.get(run.id))), run.final ? null : [" ", h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)]));
+    h("span", { class: "series" }, swatch(run.id), breakable(named.get(run.id)), run.final ? null : h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status))));
   return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", { id, class: "ranked" }, h("caption", { class: "hidden" }, caption),
     h("thead", null, h("tr", null, h("td", null), heads)), h("tbody", null, rows)));
 }

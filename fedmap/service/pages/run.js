@@ -183,7 +183,7 @@ export class Run {
       const training = this.active && this.asked.includes(client.id);
       return {
         ...client,
-        status: training ? (answer ? "answered" : this.lost.get(client.id)?.status ?? "training") : client.record?.status ?? "idle",
+        status: training ? (answer ? "answered" : this.lost.get(client.id)?.status ?? "training") : client.record?.status ?? (this.joined.includes(client.id) ? "joined" : "idle"),
         shown,
         signals: shown?.signals ?? {},
         lastSeen: this.lastSeen.get(client.id) ?? null,
