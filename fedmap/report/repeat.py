@@ -39,7 +39,8 @@ def repeat_command(tree: Mapping[str, Any], conf: Path = CONF) -> str | None:
         groups = _groups(tree, conf)
         known = compose_and_resolve("config", groups, conf)
         top = [f"{key}={_word(tree[key])}" for key in known if _is_scalar(tree, key) and tree[key] != known[key] and key not in _PLACES]
-        known = compose_and_resolve("config", [*groups, *top], conf)  # what follows from these, e.g. seeds, is no difference any more
+        if top:
+            known = compose_and_resolve("config", [*groups, *top], conf)  # what follows from these, e.g. seeds, is no difference any more
     except ConfigError:
         return None
     finally:

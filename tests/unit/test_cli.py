@@ -100,7 +100,10 @@ def test_a_report_is_one_file_that_holds_everything(tmp_path: Path, capsys: pyte
 
 
 def test_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = finished(tmp_path / "a" / "one"), finished(tmp_path / "a" / "two", "strategy=fedadam", "random_seed=7")
+    first, second = (
+        finished(tmp_path / "a" / "one", "strategy=fedavg"),
+        finished(tmp_path / "a" / "two", "strategy=fedadam", "random_seed=7"),
+    )
     unfinished = RunFolder(tmp_path / "a" / "three")
     unfinished.start({}, NAMES)
     assert main(["compare", *map(str, (first, second, unfinished.path)), "--html", str(tmp_path / "c.html")]) == 0
