@@ -63,7 +63,7 @@ class RunState:
             self.seen = float(when)
         if kind == "opened":
             self.phase, self.ended, self.reason, self.waiting_for, self._first = "waiting", "", "", [], None
-            if "choices" in event:
+            if not self.choices and "choices" in event:  # who resumes a folder need not say them again
                 self.choices = {str(key): str(value) for key, value in event["choices"].items()}
             self.num_rounds = int(event.get("num_rounds", self.num_rounds))
             if (pid := int(event["pid"])) > 0:
