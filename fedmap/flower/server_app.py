@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedmap.config import compose_and_resolve, load, parse
+from fedmap.config import compose_and_resolve, load, parse, run_folder
 from fedmap.errors import FederationError
 from fedmap.flower.session import check_name
 
@@ -23,7 +23,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes.
 
     server_main.py names a resolved configuration ("config"), the run's folder and its name. `flwr run .` gives at most
-    "overrides", e.g. "num_rounds=3 model=tiny", and the results go to outputs/ where the SuperLink was started.
+    "overrides", e.g. "num_rounds=3 model=tiny", and the results go to outputs/ where the SuperLink was started; with name=<name> the same again continues that run.
     """
     from fedmap.flower.events import EVENTS, EventProgress
     from fedmap.flower.federation import Server
@@ -36,8 +36,8 @@ def main(grid: Grid, context: Context) -> None:
     else:
         config = parse(compose_and_resolve("config", str(given.get("overrides", "")).split()))
     now = datetime.now()
-    path = Path(str(given.get("folder") or f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S}")).resolve()
-    name = check_name(str(given.get("run-name") or f"{now:%Y-%m-%d}_{now:%H-%M-%S}"))
+    path = Path(str(given.get("folder") or run_folder(config.name, config.resume, f"{now:%Y-%m-%d}/{now:%H-%M-%S}"))).resolve()
+    name = check_name(str(given.get("run-name") or config.name or f"{now:%Y-%m-%d}_{now:%H-%M-%S}"))
     path.mkdir(parents=True, exist_ok=True)
     events = EventProgress(path / EVENTS)
     if not given.get("folder"):  # otherwise server_main.py has opened the run
