@@ -23,7 +23,8 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run configuration describes.
 
     server_main.py names a resolved configuration ("config"), the run's folder and its name. `flwr run .` gives at most
-    "overrides", e.g. "num_rounds=3 model=tiny", and the results go to outputs/ where the SuperLink was started; with name=<name> the same again continues that run.
+    "overrides", e.g. "num_rounds=3 model=tiny", and the results go to outputs/ where the SuperLink was started; with
+    name=<name> the same again continues that run.
     """
     from fedmap.flower.events import EVENTS, EventProgress
     from fedmap.flower.federation import Server
