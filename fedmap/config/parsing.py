@@ -192,6 +192,8 @@ def _check_fronts(read: _Reader, service: ServiceConfig, client: ClientConfig, i
             f"client.host={client.host!r} is not this machine alone, and whoever reaches the port could start and stop this client; "
             "use 127.0.0.1, or say security.insecure=true if the network is trusted"
         )
+    if client.enabled and not is_loopback(client.host) and service.token_file is None:
+        read.problems.append(f"client.host={client.host!r} would let everybody in without a token; give service.token_file")
     if not client.autostart and not client.enabled:
         read.problems.append(
             "client.autostart=false waits for POST /start, which client.enabled=false does not serve; set one of them to true"
