@@ -25,6 +25,7 @@ def test_fronts_listen_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch) ->
     [
         (["service.host=0.0.0.0"], "service.host='0.0.0.0' is not this machine alone.*security.insecure=true"),
         (["service.host=0.0.0.0", "security.insecure=true", "service.token_file=null"], "would let everybody in without a token"),
+        (["client.host=0.0.0.0", "security.insecure=true", "service.token_file=null"], "client.host=.0.0.0.0. would let everybody in"),
         (["client.host=192.168.0.3"], "client.host='192.168.0.3' is not this machine alone"),
         (["client.enabled=false", "client.autostart=false"], "waits for POST /start"),
         (["service.port=70000"], "service.port=70000: expected an integer between 0 and 65535"),
