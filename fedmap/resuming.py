@@ -67,19 +67,25 @@ def rounds_done(folder: Path) -> tuple[str, int]:
     return history.status, max((record.round_index for record in history.rounds), default=0)
 
 
-def check_may_start(folder: Path, resume: str, has_checkpoints: bool) -> None:
+def has_checkpoints(folder: Path) -> bool:
+    """Whether there is something to continue from."""
+    return any((folder / "checkpoints").glob("round_*.checkpoint"))
+
+
+def check_may_start(folder: Path, resume: str) -> None:
     """Refuse to start anew over a run that is already in the folder, and to continue one that has kept nothing to continue from.
 
     Raises:
         CheckpointError: says what there is and what can be done.
     """
     status, done = rounds_done(folder)
-    if resume == "never" and (done or has_checkpoints):
+    kept = has_checkpoints(folder)
+    if resume == "never" and (done or kept):
         raise CheckpointError(
             f"{folder} already holds a run ({status or 'unknown'}, {done} rounds done) and resume=never does not touch it; choose another "
             "name, move the folder away, or continue it with resume=auto"
         )
-    if done and not has_checkpoints:
+    if done and not kept:
         raise CheckpointError(
             f"{folder} already holds a run ({status}, {done} rounds done) without checkpoints to continue from; choose another name, or move "
             "the folder away"
@@ -95,7 +101,7 @@ def continued(folder: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -
         overrides: what was said on the command line, e.g. ["num_rounds=20"].
 
     Returns:
-        `tree` itself where nothing is stored; the stored configuration, with what was said on top, where `resume` names the folder.
+        `tree` itself where there is nothing to continue; the stored configuration, with what was said on top, where `resume` names the folder.
 
     Raises:
         ConfigError: the command contradicts the run; every key is named with both values.
@@ -107,6 +113,8 @@ def continued(folder: Path, tree: Mapping[str, Any], overrides: Sequence[str]) -
             raise ConfigError(
                 f"resume={tree['resume']}: there is no run in this folder; expected auto, never or a run's folder in outputs/"
             )
+        return dict(tree)
+    if not by_folder and not has_checkpoints(folder):  # it stopped before there was anything to contradict
         return dict(tree)
     said = [path for override in overrides for path in _leaves_said(override, tree)]
     new = redacted(tree)

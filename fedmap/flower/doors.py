@@ -128,7 +128,7 @@ def _has_finished(config: RunConfig, folder: Path) -> bool:
     from fedmap.report.folder import shown, write_report
     from fedmap.resuming import check_may_start, rounds_done
 
-    check_may_start(folder, config.resume, any((folder / "checkpoints").glob("round_*.checkpoint")))
+    check_may_start(folder, config.resume)
     status, done = rounds_done(folder)
     if status != "finished" or done < config.num_rounds:
         return False

@@ -86,7 +86,7 @@ def find_standing(
         ConfigError: the run was started with a configuration that contradicts this one.
     """
     checkpoints = checkpoints_of(folder, config.keep_checkpoints)
-    check_may_start(folder, config.resume, bool(checkpoints.rounds()))
+    check_may_start(folder, config.resume)
     if checkpoints.rounds():
         continued(folder, {**config.raw, "resume": "auto"}, [])
     found = checkpoints.load(type(initial))

@@ -11,7 +11,7 @@ from fedmap.errors import CheckpointError, ConfigError, DataError
 from fedmap.outputs import redacted
 from fedmap.resuming import check_may_start, continued, rounds_done
 
-BASE = ["model=digits", "dataset=digits", "runtime=local"]
+BASE = ["strategy=fedavg", "model=digits", "dataset=digits", "runtime=local"]
 
 
 def tree(*overrides: str) -> dict:
@@ -22,7 +22,13 @@ def tree(*overrides: str) -> dict:
 def folder(tmp_path: Path) -> Path:
     stored = tree("name=hospital", "strategy=scaffold", "num_rounds=5", "tracking=mlflow", "+tracking.token=s3cret")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(redacted(stored)))
+    add_checkpoint(tmp_path)
     return tmp_path
+
+
+def add_checkpoint(folder: Path) -> None:
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "round_000001.checkpoint").touch()
 
 
 def test_folders_follow_from_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +76,12 @@ def test_the_same_command_again_may_change_how_but_not_what(folder: Path) -> Non
         assert str(raised.value).count("the run was started with") == (2 if override == "random_seed=1" else 1)  # data and seed go together
 
 
+def test_a_run_that_stopped_before_it_began_may_be_mended(folder: Path) -> None:
+    (folder / "checkpoints" / "round_000001.checkpoint").unlink()
+    new = tree("name=hospital", "batch_size=7")
+    assert continued(folder, new, ["name=hospital", "batch_size=7"]) == new
+
+
 def test_a_key_that_a_newer_version_adds_is_no_contradiction(folder: Path) -> None:
     newer = {**tree("name=hospital", "strategy=scaffold"), "new_key": 1}
     assert continued(folder, newer, ["name=hospital", "strategy=scaffold"]) == newer
@@ -102,16 +114,17 @@ def test_a_folder_goes_on_under_its_own_configuration(folder: Path) -> None:
 
 def test_what_a_folder_holds(tmp_path: Path) -> None:
     assert rounds_done(tmp_path) == ("", 0)
-    check_may_start(tmp_path, "auto", has_checkpoints=False)
+    check_may_start(tmp_path, "auto")
     (tmp_path / "results.json").write_text('{"schema_version": 1, "status": "running", "rounds": [{"round_index": 0}]}')
-    check_may_start(tmp_path, "never", has_checkpoints=False)  # nothing has been trained yet
+    check_may_start(tmp_path, "never")  # nothing has been trained yet
     (tmp_path / "results.json").write_text('{"schema_version": 1, "status": "failed", "rounds": [{"round_index": 0}, {"round_index": 1}]}')
     assert rounds_done(tmp_path) == ("failed", 1)
-    check_may_start(tmp_path, "auto", has_checkpoints=True)
-    with pytest.raises(CheckpointError, match=r"\(failed, 1 rounds done\) and resume=never does not touch it"):
-        check_may_start(tmp_path, "never", has_checkpoints=True)
     with pytest.raises(CheckpointError, match="without checkpoints to continue from"):
-        check_may_start(tmp_path, "auto", has_checkpoints=False)
+        check_may_start(tmp_path, "auto")
+    add_checkpoint(tmp_path)
+    check_may_start(tmp_path, "auto")
+    with pytest.raises(CheckpointError, match=r"\(failed, 1 rounds done\) and resume=never does not touch it"):
+        check_may_start(tmp_path, "never")
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(DataError, match="not JSON"):
         rounds_done(tmp_path)
