@@ -61,6 +61,7 @@ class _Client:
         while True:
             if wait or participation.take_stop():
                 self._wait_for_start()
+                server.refresh()  # it may have moved meanwhile
             ended = self._join(server)
             if ended and self._autostart:
                 return
