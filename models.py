@@ -2,7 +2,7 @@
 
 Any `torch.nn.Module` will do whose `forward` takes the batches of your data's splits. These methods are optional:
 `prepare(split, cache_dir)`, `loss(logits, batch)`, `decide(logits)`, `parameter_groups(options)`, `modality_of_parameters()`,
-`save_pretrained(folder)`.
+`save_pretrained(folder)`, `predict_proba(texts, images)`.
 """
 
 from __future__ import annotations
