@@ -126,9 +126,8 @@ class Registry:
             if everybody or time.monotonic() >= end:
                 break
             if joined != said:
-                self.note(
-                    f"waiting for clients: {joined} of {max(expected, len(also))} have joined, {max(end - time.monotonic(), 0):.0f} s left"
-                )
+                left = max(end - time.monotonic(), 0)
+                self.note(f"waiting for clients: {joined} of {expected} have joined{self._missing(also)}, {left:.0f} s left")
                 said = joined
             time.sleep(_POLL_SECONDS)
         least, when = quorum_of(expected, quorum), "" if everybody else f" within {seconds:g} s"
@@ -138,4 +137,8 @@ class Registry:
                 f"{len(self.nodes)} of {expected} clients joined{when}, at least {least} are needed. Start clients with "
                 f"`python client_main.py client_id=<k>`, wait longer (runtime.wait_seconds) or expect fewer (num_clients){reasons}"
             )
-        self.note(f"going on with {len(self.nodes)} of {expected} clients: the others did not join{when}")
+        self.note(f"going on with {len(self.nodes)} of {expected} clients: the others did not join{when}{self._missing(also)}")
+
+    def _missing(self, also: Collection[int]) -> str:
+        missing = sorted(set(also) - set(self.nodes))
+        return f" (of those from before the stop, client {', '.join(map(str, missing))} is missing)" if missing else ""

@@ -176,3 +176,17 @@ def test_nobody_is_waited_for_who_cannot_come() -> None:
     with pytest.raises(QuorumError, match=r"(?s)^1 of 2 clients joined, at least 2 are needed.*client_1/train.csv is missing"):
         registry.wait(2, 600, 1.0)
     assert time.monotonic() - started < 5
+
+
+def test_a_server_that_goes_on_waits_for_the_clients_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_POLL_SECONDS", 0.01)
+    hall, registry, said = hall_with(node7=CARD, node8=replace(CARD, client_id=1))
+    registry = replace(registry, before={0: 10, 2: 40})
+    registry.wait(2, 0.1, 0.5, also={0, 2})
+    assert "waiting for clients: 2 of 2 have joined (of those from before the stop, client 2 is missing), 0 s left" in said
+    assert said[-1].startswith("going on with 2 of 2 clients")
+    assert said[-1].endswith("(of those from before the stop, client 2 is missing)")
+    hall.enter(9, replace(CARD, client_id=2))
+    registry.wait(2, 60, 0.5, also={0, 2})
+    assert registry.rows() == {0: 10, 1: 10, 2: 10}
+    assert said[-1] == "client 2 had 40 training rows when the run was stopped: its part from here on is another one"
