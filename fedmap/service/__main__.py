@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import sys
 import threading
 import time
 from pathlib import Path
 
+_FILES = 4096  # open at once: a watcher needs one
 _NICENESS = 5  # the clients' training on the same machine goes first
 _LAST_LOOK_SECONDS = 1.5  # for the pages that watch: they read the final results, and leave
 
@@ -17,6 +19,8 @@ _LAST_LOOK_SECONDS = 1.5  # for the pages that watch: they read the final result
 def main() -> None:
     """Serve until standard input closes. Its first line holds the settings."""
     os.nice(_NICENESS)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most if most != resource.RLIM_INFINITY and most < _FILES else _FILES, most))
     settings = json.loads(sys.stdin.readline())
 
     from fedmap.service.background import make_server

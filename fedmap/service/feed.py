@@ -56,21 +56,22 @@ class Feed:
     def refresh(self) -> bool:
         """Read what is new; returns whether there was something. May be called from any thread."""
         with self._lock:
+            before = self.count
             try:
                 found = self.path.stat()
-            except OSError:
+                if found.st_ino != self._identity or found.st_size < self._starts[-1]:  # another file, e.g. a folder used again
+                    self._forget()
+                    self._identity = found.st_ino
+                    before = 0
+                if found.st_size > self._starts[-1]:
+                    with self.path.open("rb") as file:
+                        file.seek(self._starts[-1])
+                        for line in file:
+                            if not line.endswith(b"\n"):
+                                break  # is still being written
+                            self._take(line)
+            except OSError:  # it is not there yet, or has been taken away
                 return False
-            if found.st_ino != self._identity or found.st_size < self._starts[-1]:  # another file, e.g. a folder used again
-                self._forget()
-                self._identity = found.st_ino
-            before = self.count
-            if found.st_size > self._starts[-1]:
-                with self.path.open("rb") as file:
-                    file.seek(self._starts[-1])
-                    for line in file:
-                        if not line.endswith(b"\n"):
-                            break  # is still being written
-                        self._take(line)
             return self.count > before
 
     def _take(self, line: bytes) -> None:

@@ -51,11 +51,13 @@ class Rules:
             return 421, "this server answers on this machine alone: open it as http://127.0.0.1 or http://localhost with its port"
         if path in _OPEN and method in _READS:
             return None
+        if method not in _READS and _foreign(headers):  # a browser may know the password
+            return 403, "a page of another site asks for this"
         if matches(self.token, headers.get("authorization", "")):
             return None
         if method in _READS:
             return (401, _HOW) if self.public else None
-        if not self.public and path in self.forms and _same_origin(headers):
+        if not self.public and path in self.forms and _from_a_page(headers):
             return None
         if self.token is None:
             return 403, "nobody may write here: the server was started without service.token_file"
@@ -79,11 +81,16 @@ def _name(host: str) -> str:
     return host.partition(":")[0]
 
 
-def _same_origin(headers: Headers) -> bool:
-    """Whether a page of this very front sends this: browsers set these headers, and no page can change them."""
+def _from_a_page(headers: Headers) -> bool:
+    """Whether a browser sends this, and not another program: browsers set these headers, and no page can change them."""
+    return "sec-fetch-site" in headers or "origin" in headers
+
+
+def _foreign(headers: Headers) -> bool:
+    """Whether a page of another site than this front sends this."""
     if site := headers.get("sec-fetch-site"):
-        return site == "same-origin"
-    return headers.get("origin", "").partition("://")[2] == headers.get("host", "")
+        return site not in ("same-origin", "none")  # none: the user, not a page
+    return "origin" in headers and headers["origin"].partition("://")[2] != headers.get("host", "")
 
 
 class Gate:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import yaml
-
 from fedmap.files import plain
 from fedmap.service.feed import Feed
+from fedmap.service.results import RESULTS, Results, without_standing
 
 EVENTS = "events.jsonl"
-_RESULTS = "results.json"
-_FILES = (_RESULTS, "results.csv", "clients.csv", "config.yaml", "versions.json", "report.md", "report.html")
+_FILES = (RESULTS, "results.csv", "clients.csv", "config.yaml", "versions.json", "report.md", "report.html")
 _FOLDERS = ("plots", "best", "last")
 MODELS = ("best", "last")
-_KEPT_BODIES = 16
-_OWN_KEYS = ("status", "reason", "best_round")  # of results.json, that a run's standing says anew
 
 
 @dataclass
@@ -38,8 +34,7 @@ class Runs:
     current: Path | None = None
     depth: int = 3
     _feeds: dict[Path, Feed] = field(default_factory=dict, init=False)
-    _digests: dict[Path, _Kept] = field(default_factory=dict, init=False)
-    _bodies: dict[tuple[Path, str], _Kept] = field(default_factory=dict, init=False)
+    results: Results = field(default_factory=Results, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +73,7 @@ class Runs:
         started = self.feed(folder).state.started
         if started is None:
             try:
-                started = (folder / _RESULTS).stat().st_mtime
+                started = (folder / RESULTS).stat().st_mtime
             except OSError:
                 started = 0.0
         return started
@@ -104,33 +99,9 @@ class Runs:
         for feed in list(self._feeds.values()):
             feed.close()
 
-    def _digest(self, folder: Path) -> dict[str, Any]:
-        """What a list of runs needs of results.json and config.yaml; read again only when one of them has changed."""
-        signs = _signs(folder / _RESULTS), _signs(folder / "config.yaml")
-        kept = self._digests.get(folder)
-        if kept is None or kept.signs != signs:
-            config = _read(folder / "config.yaml")
-            kept = self._digests[folder] = _Kept(signs, _made(lambda results: _digest(results, config), _read(folder / _RESULTS)))
-        value: dict[str, Any] = kept.value
-        return value
-
-    def body(self, folder: Path, name: str, make: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
-        """A JSON object made of results.json, kept under a name until that file changes."""
-        signs = _signs(folder / _RESULTS)
-        kept = self._bodies.get((folder, name))
-        if kept is None or kept.signs != signs:
-            text = json.dumps(_made(make, _read(folder / _RESULTS)), separators=(",", ":"))
-            kept = _Kept(signs, text.encode())
-            with self._lock:
-                self._bodies[(folder, name)] = kept
-                while len(self._bodies) > _KEPT_BODIES:
-                    del self._bodies[next(iter(self._bodies))]
-        value: bytes = kept.value
-        return value
-
     def status(self, folder: Path) -> str:
         """waiting, running, finished, failed or interrupted."""
-        state, digest = self.feed(folder).state, self._digest(folder)
+        state, digest = self.feed(folder).state, self.results.digest(folder)
         if state.ended:
             return state.ended
         if folder != self.current or state.started is None:
@@ -142,7 +113,7 @@ class Runs:
 
     def summary(self, folder: Path) -> dict[str, Any]:
         """A run in a list of runs; see `fedmap.service.schemas.RunSummary`."""
-        state, digest = self.feed(folder).state, self._digest(folder)
+        state, digest = self.feed(folder).state, self.results.digest(folder)
         return {
             "id": self.run_id(folder),
             "status": self.status(folder),
@@ -155,7 +126,7 @@ class Runs:
 
     def newest_round(self, folder: Path) -> dict[str, dict[str, float]]:
         """Numbers of the newest round: "validation", "test", "seconds", "clients" by status, and "bytes" of all rounds."""
-        newest: dict[str, dict[str, float]] = self._digest(folder)["newest"]
+        newest: dict[str, dict[str, float]] = self.results.digest(folder)["newest"]
         return newest
 
     def standing(self, folder: Path) -> dict[str, Any]:
@@ -173,16 +144,16 @@ class Runs:
             "waiting_for": [] if over else list(state.waiting_for),
             "seconds_left": None if over else state.seconds_left(time.time()),
             "notice": state.notice,
-            "reason": state.reason or self._digest(folder)["reason"],
+            "reason": state.reason or self.results.digest(folder)["reason"],
             "last_event": state.seen,
             "lines": lines,
         }
 
     def document(self, folder: Path) -> bytes:
         """results.json with how far the run is, its configuration and its versions, as JSON; see `fedmap.service.schemas.Run`."""
-        extra = {**self.standing(folder), "config": _read(folder / "config.yaml"), "versions": _read(folder / "versions.json")}
-        results = self.body(folder, "run", _without_standing)
-        return json.dumps(plain(extra), separators=(",", ":"))[:-1].encode() + b"," + results[1:]
+        standing = json.dumps(plain(self.standing(folder)), separators=(",", ":")).encode()
+        rest = (self.results.settings(folder), self.results.body(folder, "run", without_standing))
+        return b",".join([standing[:-1], *(part[1:-1] for part in rest)]) + b"}"
 
     def files(self, folder: Path) -> list[tuple[str, int]]:
         """The files of a run that may be downloaded, with their sizes in bytes."""
@@ -212,7 +183,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / _RESULTS).is_file() or (folder / EVENTS).is_file()
+    return (folder / RESULTS).is_file() or (folder / EVENTS).is_file()
 
 
 def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
@@ -225,87 +196,3 @@ def _runs_below(folder: Path, depth: int) -> Iterator[Path]:
             yield path
         else:
             yield from _runs_below(path, depth - 1)
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """What was made of a file, with the signs by which a change is seen."""
-
-    signs: Any
-    value: Any
-
-
-def _signs(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The mapping in a JSON or YAML file; {} where there is none or it is damaged."""
-    try:
-        text = file.read_text(encoding="utf-8")
-        value = json.loads(text) if file.suffix == ".json" else yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _made(make: Callable[[dict[str, Any]], dict[str, Any]], results: dict[str, Any]) -> dict[str, Any]:
-    """What is made of results.json; of an empty one where somebody has written something else into it."""
-    try:
-        return make(results)
-    except (LookupError, TypeError, ValueError, AttributeError):
-        return make({})
-
-
-def _without_standing(results: dict[str, Any]) -> dict[str, Any]:
-    if not all(isinstance(record["round_index"], int) and isinstance(record["clients"], list) for record in results.get("rounds", [])):
-        raise ValueError("no rounds")
-    return {"label_names": [], "rounds": [], "final": None} | {key: value for key, value in results.items() if key not in _OWN_KEYS}
-
-
-def _digest(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    rounds = results.get("rounds") or []
-    best: dict[str, Any] = next((r for r in rounds if r["round_index"] == results.get("best_round")), {})
-    final = results.get("final") or {}
-    server = config.get("server")
-    return {
-        "status": str(results.get("status", "")),
-        "reason": str(results.get("reason", "")),
-        "best_round": _whole(results.get("best_round")),
-        "newest": _newest(rounds),
-        "rounds_done": max((int(r["round_index"]) for r in rounds), default=0),
-        "num_rounds": _whole(config.get("num_rounds")) or 0,
-        "validation_macro_f1": _macro_f1(best.get("validation_tuned") or best.get("validation")),
-        "test_macro_f1": _macro_f1(final.get("test_tuned") or final.get("test") or best.get("test")),
-        "strategy": _target(server.get("strategy") if isinstance(server, dict) else None),
-        "model": _target(config.get("model")),
-        "dataset": _target(config.get("dataset")),
-    }
-
-
-def _newest(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    if not rounds:
-        return {}
-    record = rounds[-1]
-    clients = {status: sum(c["status"] == status for c in record["clients"]) for status in ("ok", "failed", "rejected")}
-    sent = {way: sum(c[f"bytes_{way}"] or 0 for r in rounds for c in r["clients"]) for way in ("up", "down")}
-    numbers = {name: record[name] or {} for name in ("validation", "test", "seconds")} | {"clients": clients, "bytes": sent}
-    return {name: {key: float(v) for key, v in values.items() if v is not None} for name, values in numbers.items()}
-
-
-def _target(node: Any) -> str:
-    """The class that a part of the configuration names, without its module."""
-    return str(node.get("_target_", "")).rpartition(".")[2] if isinstance(node, dict) else ""
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _macro_f1(scores: Any) -> float | None:
-    value = scores.get("macro_f1") if isinstance(scores, dict) else None
-    return float(value) if isinstance(value, (int, float)) else None

@@ -170,14 +170,14 @@ def _current(runs: Runs) -> APIRouter:
                 "rounds": results.get("rounds") or [],
             }
 
-        return Response(runs.body(folder, "rounds", make), media_type="application/json")
+        return Response(runs.results.body(folder, "rounds", make), media_type="application/json")
 
     @router.get("/clients", response_model=Clients)
     def clients() -> Response:
         """The clients of the current run."""
         folder = newest()
         waiting = runs.standing(folder)["waiting_for"]
-        body = runs.body(folder, "clients", lambda results: {"id": runs.run_id(folder), "clients": _clients(results)})
+        body = runs.results.body(folder, "clients", lambda results: {"id": runs.run_id(folder), "clients": _clients(results)})
         head = Json({"waiting_for": waiting}).body
         return Response(bytes(head[:-1]) + b"," + body[1:], media_type="application/json")
 
