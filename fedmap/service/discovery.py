@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 
@@ -13,6 +14,7 @@ from fedmap.service.platform import ClientPlatform, Platform
 from fedmap.service.transport import reason_of, without_password
 
 log = logging.getLogger("fedmap.platform")
+_FORGET_SECONDS = 120.0  # after so long a silence the pauses begin anew
 
 
 class Fixed:
@@ -63,24 +65,33 @@ class Asked:
         self._ask.set()
 
     def _work(self) -> None:
-        failures = 0
+        fruitless, last = 0, -math.inf
         while True:
             self._ask.wait()
             if self._closed:
                 return
             self._ask.clear()
-            try:
-                self.address = self._allowed(self._api.address())
-                self.waiting_for, failures = "", 0
-            except Exception as error:  # no answer of a manager may end this thread: it is asked again
-                failures += 1
-                log.debug("server manager: %r", error)
-                if not self.address:
-                    task = self._api.task_id
-                    self.waiting_for = f"the server manager at {self._where} to name the server of task {task} ({reason_of(error)})"
-                    self._ask.set()
-            if self._ask.is_set() and not self._closed:
-                time.sleep(self._pause(max(failures, 1)))
+            if time.monotonic() - last > _FORGET_SECONDS:
+                fruitless = 0
+            fruitless = 0 if self._asked() else fruitless + 1
+            last = time.monotonic()
+            if not self.address:
+                self._ask.set()
+            if fruitless and not self._closed:
+                time.sleep(self._pause(fruitless))  # however often `refresh` is called
+
+    def _asked(self) -> bool:
+        """Ask once; returns whether that gave a new address."""
+        before = self.address
+        try:
+            self.address = self._allowed(self._api.address())
+            self.waiting_for = ""
+        except Exception as error:  # no answer of a manager may end this thread: it is asked again
+            log.debug("server manager: %r", error)
+            if not self.address:
+                task = self._api.task_id
+                self.waiting_for = f"the server manager at {self._where} to name the server of task {task} ({reason_of(error)})"
+        return self.address != before
 
     def _allowed(self, address: str) -> str:
         if not self._insecure and not is_loopback(address.rpartition(":")[0]):

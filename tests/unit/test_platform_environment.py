@@ -184,6 +184,19 @@ def test_a_manager_that_does_not_know_the_server_yet_is_asked_again(monkeypatch:
 
 
 @needs_fedops
+def test_a_manager_is_not_asked_more_often_because_many_wish_it() -> None:
+    with recorder(lambda request: (200, b'{"port": 5001}')) as manager:
+        found = Asked(ClientPlatform(Platform(server_manager=manager.url), "t"), False, first_pause=0.2, longest_pause=0.4)
+        wait_until(lambda: found.address)
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            found.refresh()
+            time.sleep(0.005)
+        assert 3 <= len(manager.seen) <= 9
+        found.close()
+
+
+@needs_fedops
 def test_another_machine_that_a_manager_names_must_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDOPS_AGGREGATION_HOST", "far.example")
     with recorder(lambda request: (200, b'{"port": 5001}')) as manager:
