@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -17,6 +18,7 @@ from fedmap.config import PROJECT
 from fedmap.flower import processes
 from fedmap.outputs import read_history
 from tests.federations import DIGITS, model_bytes, processes_that_name, run_locally, script, start, wait_for
+from tests.fronts import Watcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
 
@@ -85,10 +87,19 @@ def place(tmp_path: Path) -> Iterator[Place]:
 
 def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Place) -> None:
     federation = ["dataset.num_clients=2", "num_clients=2", "num_rounds=2", "num_epochs=2", "learning_rate=0.02"]
-    place.server(*federation)
+    place.server(*federation, "service.port=0")
+    found = wait_for(lambda: re.search(r"the page of this run: (\S+)", place.said("server")), 60, place.everything_said)
+    watcher = Watcher(f"{found[1]}/events")
+    watcher.start()
+    assert httpx.get(f"{found[1]}/FLSe/getPort/fedmap", timeout=60).json() == {"port": place.port}
     for client_id in (0, 1):
         place.client(client_id, *federation)
     assert [place.end(name, 240) for name in place.started] == [0, 0, 0], place.everything_said()
+    watcher.stopped.set()
+    watcher.join(20)
+    lines = (place.folder / "run" / "events.jsonl").read_text().splitlines()
+    assert [data for _, _, data in watcher.seen] == [json.loads(line) for line in lines]
+    assert [kind for _, kind, _ in watcher.seen if kind in ("opened", "round", "finished")] == ["opened", *["round"] * 3, "finished"]
     assert place.left_behind() == []
     deployed = read_history(place.folder / "run")
     local = run_locally(place.folder / "local", *federation)
