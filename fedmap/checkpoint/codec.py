@@ -38,10 +38,14 @@ def state_to_bytes(state: object) -> bytes:
     Raises:
         CheckpointError: the state holds a value of a kind that cannot be stored; its place is named.
     """
+    return b"".join(_header_and_container(state))
+
+
+def _header_and_container(state: object) -> tuple[bytes, bytes]:
     arrays: dict[str, Array] = {}
     tree = json.dumps(_encode(state, arrays, type(state).__name__))
     container: bytes = save_tensors(arrays, metadata={"tree": tree})
-    return _MAGIC + zlib.crc32(container).to_bytes(4, "little") + container
+    return _MAGIC + zlib.crc32(container).to_bytes(4, "little"), container
 
 
 def state_from_bytes(data: bytes, expected: type[T], also: Sequence[type] = ()) -> T:
@@ -79,7 +83,7 @@ def state_from_bytes(data: bytes, expected: type[T], also: Sequence[type] = ()) 
 
 def save_state(path: Path, state: object) -> None:
     """Write a state to a file, atomically: after a crash the file holds the old state or the new one, never half of one."""
-    write_atomically(path, state_to_bytes(state))
+    write_atomically(path, *_header_and_container(state))
 
 
 def load_state(path: Path, expected: type[T], also: Sequence[type] = ()) -> T:
@@ -98,8 +102,8 @@ def load_state(path: Path, expected: type[T], also: Sequence[type] = ()) -> T:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file in one step that also survives a power cut; what is there can be read by its owner alone.
+def write_atomically(path: Path, *parts: bytes) -> None:
+    """Replace a file by the parts, one after the other, in one step that also survives a power cut. Its owner alone can read it.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is as it was.
@@ -109,7 +113,8 @@ def write_atomically(path: Path, data: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created readable by its owner alone
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                for part in parts:  # not joined: a model may be half of the memory
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -117,6 +118,18 @@ def test_a_finished_run_trains_further_as_if_it_had_never_ended(tmp_path: Path) 
     assert differences(outcome(tmp_path / "run"), outcome(tmp_path / "alone")) == []
     assert run_id(tmp_path / "run") == first
     assert run_id(tmp_path / "alone") != first
+
+
+def test_a_run_that_stops_at_its_very_end_does_not_ask_the_clients_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_locally(tmp_path / "alone", *SHORT)
+    with monkeypatch.context() as context:
+        context.setattr("fedmap.outputs.RunFolder.finish", lambda self, final: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            run_locally(tmp_path / "run", *SHORT)
+    monkeypatch.setattr("fedmap.flower.registry.Registry.wait", lambda *_: pytest.fail("there is nobody to wait for"))
+    history = run_locally(tmp_path / "run", *SHORT)
+    assert len(history.final.clients) == 3  # type: ignore[union-attr]
+    assert differences(outcome(tmp_path / "run"), outcome(tmp_path / "alone")) == []
 
 
 def test_a_damaged_checkpoint_costs_a_round_of_work_and_no_bit(tmp_path: Path) -> None:
