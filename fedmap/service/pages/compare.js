@@ -80,8 +80,8 @@ const FINALS = [
   ["Validation macro-F1, tuned", (run) => run.best?.validation_tuned?.macro_f1, score, 1],
   ["Test macro-F1, tuned", (run) => run.final?.test_tuned?.macro_f1, score, 1],
   ["Test micro-F1, tuned", (run) => run.final?.test_tuned?.micro_f1, score, 1],
-  ["Test macro-F1", (run) => (run.final ? run.final.test : run.best?.test)?.macro_f1, score, 1],
-  ["Test micro-F1", (run) => (run.final ? run.final.test : run.best?.test)?.micro_f1, score, 1],
+  ["Test macro-F1, untuned", (run) => (run.final ? run.final.test : run.best?.test)?.macro_f1, score, 1],
+  ["Test micro-F1, untuned", (run) => (run.final ? run.final.test : run.best?.test)?.micro_f1, score, 1],
   ["Test loss", (run) => (run.final ? run.final.test : run.best?.test)?.loss, score, -1],
   ["Mean client macro-F1", (run) => mean(Object.values(run.final?.clients ?? {}).map((one) => one.macro_f1)), score, 1],
   ["Worst client macro-F1", (run) => least(Object.values(run.final?.clients ?? {}).map((one) => one.macro_f1)), score, 1],
@@ -161,6 +161,7 @@ function draw() {
   for (const id of ["finals", "curves", "by-label", "configs"]) $(id).hidden = !enough;
   setText($("compare-note"), runs.size ? `${runs.size} ${runs.size === 1 ? "run" : "runs"}` : "");
   if (!enough) return;
+  $("pair").classList.toggle("many", runs.size > 4);
   const splits = { validation: 0, validation_tuned: 0, test: 0 };
   for (const run of runs.values()) for (const record of run.rounds) for (const split of Object.keys(splits)) splits[split] += record[split] ? 1 : 0;
   for (const option of $("split").options) option.disabled = !splits[option.value];

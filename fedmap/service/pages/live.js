@@ -147,7 +147,8 @@ async function look() {
     else await show(current.id);
   } else if (run.active) {
     const now = runs.find((one) => one.id === run.id);
-    if (now && now.status !== run.status && now.status !== "waiting") await reread();
+    const early = !Object.keys(run.config).length; // read before the configuration was written
+    if (now && (early || (now.status !== run.status && now.status !== "waiting"))) await reread();
   }
 }
 
