@@ -32,7 +32,9 @@ def router() -> APIRouter:
     def asset(name: str) -> Response:
         if name not in _ASSETS:
             raise HTTPException(404, f"there is no {name!r} here")
-        content = resources.files("fastapi_offline").joinpath("static", name).read_bytes()
+        import fastapi_offline
+
+        content = resources.files(fastapi_offline).joinpath("static", name).read_bytes()
         return Response(content, media_type=_ASSETS[name], headers={"cache-control": "max-age=86400"})
 
     return made

@@ -69,6 +69,8 @@ def _started(config: RunConfig, folder: Path, note: Callable[[str], None]) -> It
     finally:
         stopping.set()
         _stop(process)
+        outputs = os.path.relpath(outputs_of(folder)[0])
+        note(f"the page has ended with the run; `python -m fedmap dashboard {outputs}` shows it again")
 
 
 def outputs_of(folder: Path) -> tuple[Path, int]:

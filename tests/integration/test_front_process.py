@@ -56,12 +56,14 @@ def test_the_page_is_there_inside_the_block_alone(folder: Path) -> None:
         assert httpx.put(f"{address}/FLSe/FLRoundFin/fedmap", headers={"Authorization": f"Bearer {token}"}).json() == {"ok": True}
         (folder / "events.jsonl").write_text('{"event": "note", "text": "a"}\n')
         assert watch(f"{address}/events", 1)[0][2]["text"] == "a"
-    assert [line for line in said if token in line] == said[1:], "the token is shown once"
+    assert [token in line for line in said] == [False, True, False], "the token is shown once"
+    outputs = os.path.relpath(folder.parents[1])
+    assert said[-1] == f"the page has ended with the run; `python -m fedmap dashboard {outputs}` shows it again"
     with pytest.raises(httpx.ConnectError):
         answer(address)
     with front(config(folder), folder, said.append) as again:
         assert answer(again, "/health/live").status_code == 200
-    assert len(said) == 3, "and not again"
+    assert token not in "".join(said[3:]), "and not again"
 
 
 def test_whoever_connects_before_the_front_is_ready_is_answered(folder: Path) -> None:
