@@ -94,18 +94,20 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     from fedmap.flower.federation import Server
     from fedmap.outputs import RunFolder
     from fedmap.progress import make_progress
+    from fedmap.service.platform import Platform
     from fedmap.service.process import front
     from fedmap.service.reporting import server_reports
 
     if _has_finished(config, folder):
         _show_results(folder)
         return
+    platform = Platform.from_environment()
     progress = make_progress()
     _log_through(progress)
     events = EventProgress(folder / EVENTS)
     events.opened(config.num_rounds, HydraConfig.get().runtime.choices)
     try:
-        with front(config, folder, progress.note), server_reports(config.task_id, folder, progress.note):
+        with front(config, folder, progress.note), server_reports(config.task_id, folder, progress.note, platform):
             try:
                 if config.runtime.name == "superlink":
                     from fedmap.flower import superlink

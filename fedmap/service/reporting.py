@@ -169,19 +169,15 @@ def _resident_bytes() -> list[int]:
 
 
 @contextlib.contextmanager
-def server_reports(task_id: str, folder: Path, note: Say, platform: Platform | None = None) -> Iterator[Reports | None]:
+def server_reports(task_id: str, folder: Path, note: Say, platform: Platform) -> Iterator[Reports | None]:
     """While the block runs, report the run whose `events.jsonl` lies in the folder; nothing without FEDOPS_* variables.
 
     Args:
         task_id: the federation's task on the platform.
         folder: the run's folder; events that it holds already, of a run that is continued, are not reported again.
         note: told of trouble, once.
-        platform: by default, what the environment says.
-
-    Raises:
-        ConfigError: a FEDOPS_* variable is malformed.
+        platform: what the environment says.
     """
-    platform = platform or Platform.from_environment()
     if not (platform.server_manager or platform.performance):
         yield None
         return
