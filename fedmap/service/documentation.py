@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from importlib import resources
+from typing import Any
 
-from fastapi import APIRouter, HTTPException, Response
+from fastapi import APIRouter, FastAPI, HTTPException, Response
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>FedMAP: HTTP interface</title>
@@ -38,3 +39,21 @@ def router() -> APIRouter:
         return Response(content, media_type=_ASSETS[name], headers={"cache-control": "max-age=86400"})
 
     return made
+
+
+def describe_token(app: FastAPI) -> None:
+    """Say in the description of an application which requests need the token, so that the page asks for it."""
+    described = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = described()
+            schemes = {"token": {"type": "http", "scheme": "bearer", "description": "shown by the server at its first start"}}
+            schema.setdefault("components", {})["securitySchemes"] = schemes
+            for operations in schema["paths"].values():
+                for method, operation in operations.items():
+                    if method in ("post", "put"):
+                        operation["security"] = [{"token": []}]
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]

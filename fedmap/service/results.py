@@ -14,6 +14,7 @@ import yaml
 RESULTS = "results.json"
 _CONFIG, _VERSIONS = "config.yaml", "versions.json"
 _BODIES = 16
+_LARGE_BYTES = 4 << 20
 _OWN_KEYS = ("status", "reason", "best_round")  # of results.json, that a run's standing says anew
 
 
@@ -36,12 +37,16 @@ class Results:
     _lock: RLock = field(default_factory=RLock, init=False)  # so that many who ask at once do not all read
 
     def _results(self, folder: Path) -> dict[str, Any]:
-        """results.json; the one that was asked for last stays in memory."""
+        """results.json; the one that was asked for last stays in memory, unless it is large."""
         signs = _signs(folder / RESULTS)
-        if self._newest is None or self._newest[0] != folder or self._newest[1].signs != signs:
-            self._newest = folder, _Kept(signs, _read(folder / RESULTS))
-        value: dict[str, Any] = self._newest[1].value
-        return value
+        if self._newest is not None and self._newest[0] == folder and self._newest[1].signs == signs:
+            value: dict[str, Any] = self._newest[1].value
+            return value
+        self._newest = None
+        results = _read(folder / RESULTS)
+        if signs is not None and signs[2] < _LARGE_BYTES:
+            self._newest = folder, _Kept(signs, results)
+        return results
 
     def digest(self, folder: Path) -> dict[str, Any]:
         """What a list of runs needs."""

@@ -59,6 +59,7 @@ def create_server_app(
     metrics = Metrics(runs)
     app.include_router(metrics.router())
     install_answers(app)
+    documentation.describe_token(app)
     rules = Rules(token=token, public=public, forms=frozenset({predict.PATH}), bodies={predict.PATH: predict.MAX_BODY})
     app.add_middleware(Gate, rules=rules, answered=metrics.answered)
     return app

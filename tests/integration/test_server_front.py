@@ -246,7 +246,10 @@ def test_the_documentation_needs_nothing_from_elsewhere(front: httpx.Client) -> 
     for asset in ("swagger-ui.css", "swagger-ui-bundle.js", "start.js"):
         assert f"/docs/{asset}" in page
         assert front.get(f"/docs/{asset}").status_code == 200
-    assert "/api/runs/{run_id}/events" in front.get("/openapi.json").json()["paths"]
+    described = front.get("/openapi.json").json()
+    assert "/api/runs/{run_id}/events" in described["paths"]
+    assert described["paths"]["/predict"]["post"]["security"] == [{"token": []}]
+    assert "security" not in described["paths"]["/api/runs"]["get"]
 
 
 def test_what_is_too_large_or_too_slow_is_refused(front: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
