@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -70,6 +71,15 @@ def state_from_bytes(data: bytes, expected: type[T], also: Sequence[type] = ()) 
     container = data[start:]
     if zlib.crc32(container) != int.from_bytes(data[len(_MAGIC) : start], "little"):
         raise CheckpointError(f"the saved state ({len(data)} bytes) is damaged or cut short; use the checkpoint before it")
+    try:
+        return _decoded(container, expected, also)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, SafetensorError) as error:
+        raise CheckpointError(f"the saved state is not in the form that this version of FedMAP writes ({error!r:.100})") from error
+
+
+def _decoded(container: bytes, expected: type[T], also: Sequence[type]) -> T:
     arrays = load_tensors(container)
     found = json.loads(_tree(container))
     name = _name(expected)

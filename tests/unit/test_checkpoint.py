@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
+import zlib
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,6 +64,26 @@ def test_every_damage_is_noticed():
     for length in range(0, len(data), 11):
         with pytest.raises(CheckpointError):
             state_from_bytes(data[:length], ServerState)
+
+
+def test_bytes_that_somebody_made_up_are_refused_even_with_a_right_checksum():
+    data = state_to_bytes(full_state())
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(400):
+        container = bytearray(data[12:])
+        for _ in range(rng.randint(1, 8)):
+            container[rng.randrange(min(len(container), 900))] = rng.randrange(256)
+        made_up = data[:8] + zlib.crc32(container).to_bytes(4, "little") + bytes(container)
+        try:
+            state_from_bytes(made_up, ServerState)
+        except CheckpointError:
+            refused += 1
+    assert refused > 300
+    nested = b'{"__metadata__":{"tree":"' + b"[" * 100_000 + b'"}}'
+    container = len(nested).to_bytes(8, "little") + nested
+    with pytest.raises(CheckpointError, match="not in the form"):
+        state_from_bytes(data[:8] + zlib.crc32(container).to_bytes(4, "little") + container, ServerState)
 
 
 def test_another_class_is_named():
