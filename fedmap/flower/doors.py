@@ -96,7 +96,7 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     from fedmap.progress import make_progress
     from fedmap.service.platform import Platform
     from fedmap.service.process import front
-    from fedmap.service.reporting import server_reports
+    from fedmap.service.server_reporting import server_reports
 
     if _has_finished(config, folder):
         _show_results(folder)

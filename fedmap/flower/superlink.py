@@ -1,4 +1,4 @@
-"""Deployed federations: the server starts and supervises a SuperLink and submits the app; a client supervises a SuperNode."""
+"""A deployed federation's server: starts and supervises a SuperLink, submits the app, and shows the run."""
 
 from __future__ import annotations
 
@@ -8,24 +8,16 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import psutil
-
-from fedmap.backoff import pauses
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
 from fedmap.flower import processes
 from fedmap.flower.events import Tail, show
-from fedmap.participation import CONNECTED, CONNECTING, SEARCHING, Participation
 from fedmap.progress import Progress
 
 _POLL_SECONDS = 0.3
-_EARLY_SECONDS = 30.0  # a SuperNode that ends sooner, with the server there, has not only lost its connection
-_MOST_FAILURES = 4
-_ENDED, _STOPPED, _MOVED, _LOST = "the run has ended", "stopped", "the server has moved", "the SuperNode has ended"
 _STATUS_SECONDS = 10.0
 
 
@@ -145,197 +137,6 @@ def _watch(events: Tail, link: subprocess.Popen[bytes] | None, progress: Progres
             if word.startswith("finished") and not any(e["event"] in ("finished", "failed") for e in Tail(events.path).new()):
                 raise FederationError(f"the server app ended without a result ({word} {details}); the end of {log}:\n{processes.tail(log)}")
         time.sleep(_POLL_SECONDS)
-
-
-class Whereabouts(Protocol):
-    """Where the server is; see `fedmap.service.discovery`. Nothing here waits."""
-
-    @property
-    def address(self) -> str:
-        """host:port; "" while it is not known."""
-
-    @property
-    def waiting_for(self) -> str:
-        """A sentence while the address is not known."""
-
-    def refresh(self) -> None:
-        """Ask again."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """What a client needs to take part, and whom it tells.
-
-    Attributes:
-        config: its configuration.
-        config_file: the same in a file, for the processes that it starts.
-        folder: for its logs.
-        say: told sentences for people.
-        on_event: told what the client app does; see `fedmap.flower.client_app`.
-    """
-
-    config: RunConfig
-    config_file: Path
-    folder: Path
-    say: Callable[[str], None]
-    on_event: Callable[[dict[str, Any]], None]
-
-
-def join(member: Member, server: Whereabouts, participation: Participation) -> bool:
-    """Take part in the federation until the run has ended (or for ever, with `runtime.stay`) or a stop is asked for.
-
-    A SuperNode that ends, because the SuperLink was started anew, for instance, is started again after a growing, random pause.
-
-    Returns:
-        Whether the run has ended; False after a stop.
-
-    Raises:
-        FederationError: this client cannot take part, or its SuperNode ends again and again although the server answers.
-    """
-    config, folder = member.config, member.folder
-    environment = processes.environment(PROJECT / ".fedmap" / "flower" / f"{folder.parent.name}_{folder.name}_client_{config.client_id}")
-    events = Tail(folder / "client_events.jsonl")
-    for _ in events.new():  # of an earlier time that this process took part
-        pass
-    log = folder / "supernode.log"
-    pause = pauses(first=2.0, longest=30.0)
-    failures = 0
-    try:
-        while True:
-            address = _address(config.client_id, server, participation, member.say)
-            if not address:
-                return False
-            started = time.monotonic()
-            participation.update(connections=participation.standing.connections + 1)
-            with processes.running(_supernode(member, address, events.path), log, Path.cwd(), environment) as process:
-                outcome = _follow(member, events, process, server, address, participation)
-            if outcome in (_ENDED, _STOPPED):
-                return outcome == _ENDED
-            if outcome == _MOVED:
-                continue
-            early = time.monotonic() - started < _EARLY_SECONDS and processes.answers(address)
-            failures = failures + 1 if early else 0
-            if failures >= _MOST_FAILURES:
-                raise FederationError(
-                    f"the SuperNode ended {failures} times in a row although {address} answers, last with exit code "
-                    f"{process.returncode}; the end of {log}:\n{processes.tail(log)}"
-                )
-            server.refresh()
-            seconds = pause(max(failures, 1))
-            member.say(f"client {config.client_id}: the connection to {address} has ended; connecting again in {seconds:.0f} s")
-            participation.update(state=CONNECTING, waiting_for=f"the server at {address}")
-            participation.wait_for_stop(seconds)
-    finally:
-        _forget(Path(environment["FLWR_HOME"]))
-
-
-def _supernode(member: Member, address: str, events: Path) -> list[str]:
-    node = {"client-id": member.config.client_id, "config": str(member.config_file), "events": str(events)}
-    command = [processes.program("flower-supernode"), "--insecure", "--superlink", address, "--port", str(processes.free_port())]
-    return [*command, "--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())]
-
-
-def _address(client_id: int, server: Whereabouts, participation: Participation, say: Callable[[str], None]) -> str:
-    """Wait for the server's address; "" if a stop was asked for first."""
-    said = ""
-    while not participation.stopping:
-        if address := server.address:
-            if participation.standing.address != address:
-                say(f"client {client_id}: connecting to {address}")
-            participation.update(state=CONNECTING, address=address, waiting_for=f"the server at {address}")
-            return address
-        if (sentence := server.waiting_for) != said:
-            said = sentence
-            say(f"client {client_id}: waiting for {sentence}")
-            participation.update(state=SEARCHING, waiting_for=sentence)
-        participation.wait_for_stop(_POLL_SECONDS)
-    return ""
-
-
-def _follow(
-    member: Member, events: Tail, process: subprocess.Popen[bytes], server: Whereabouts, address: str, participation: Participation
-) -> str:
-    """Pass on what the client app does until it is over; returns how it ended."""
-    client_id, say = member.config.client_id, member.say
-    here: bool | None = None
-    probed = 0.0
-    while True:
-        for event in events.new():
-            say(_sentence(event, client_id))
-            participation.event(event)
-            member.on_event(event)
-            if event["event"] == "problem":
-                time.sleep(2 * _POLL_SECONDS)
-                _drain(process)
-                raise FederationError(f"client {client_id} cannot take part: {event['kind']}: {event['message']}")
-            if event["event"] == "finished" and not member.config.runtime.stay:
-                _drain(process)
-                return _ENDED
-        if participation.stopping:
-            return _STOPPED
-        if process.poll() is not None:
-            return _LOST
-        if server.address != address:
-            say(f"client {client_id}: the server has moved to {server.address}")
-            return _MOVED
-        if time.monotonic() - probed > 3.0:
-            probed = time.monotonic()
-            now = processes.answers(address)
-            if now != here:
-                _tell_connection(client_id, address, now, participation, say)
-            if not now and here is not None:
-                server.refresh()
-            here = now
-        time.sleep(_POLL_SECONDS)
-
-
-def _tell_connection(client_id: int, address: str, now: bool, participation: Participation, say: Callable[[str], None]) -> None:
-    if now:
-        say(f"client {client_id}: connected to the server at {address}")
-        if participation.standing.state == CONNECTING:
-            participation.update(state=CONNECTED, waiting_for="the run to begin")
-    else:
-        say(f"client {client_id}: waiting for the server at {address}")
-        participation.update(state=CONNECTING, waiting_for=f"the server at {address}")
-
-
-def _drain(process: subprocess.Popen[bytes], seconds: float = 20.0) -> None:
-    """Give the SuperNode the time to hand in the last answer: until its ClientApp process has gone, and a moment more."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended this moment
-            if not any(_is_client_app(child) for child in psutil.Process(process.pid).children(recursive=True)):
-                break
-        time.sleep(_POLL_SECONDS)
-    time.sleep(4.0)
-
-
-def _is_client_app(process: psutil.Process) -> bool:
-    try:
-        return any("flwr-clientapp" in word for word in process.cmdline())
-    except psutil.Error:  # it ended meanwhile
-        return False
-
-
-def _sentence(event: dict[str, Any], client_id: int) -> str:
-    kind, who = event["event"], f"client {client_id}"
-    if kind == "joined":
-        return f"{who}: joined run {event['run']} with {event['num_train']} training rows"
-    place = f"{who}: round {event.get('round')}/{event.get('num_rounds')}"
-    if kind == "training":
-        return f"{place}, training"
-    if kind == "step":
-        return f"{place}, step {event['steps']}, loss {_number(event['loss'])}"
-    if kind == "trained":
-        f1 = "" if event["f1"] is None else f", validation macro-F1 {event['f1']:.3f}"
-        return f"{place}, trained in {_number(event['seconds'], 1)} s, loss {_number(event['loss'])}{f1}"
-    if kind in ("finished", "evaluated"):
-        return f"{who}: test macro-F1 {event['macro_f1']:.3f}, micro-F1 {event['micro_f1']:.3f} on {event['num_test']} rows"
-    return f"{who}: {event.get('kind', kind)}: {event.get('message', '')}"
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    return "unknown" if value is None else f"{value:.{digits}f}"  # a hook may keep a signal to itself, and NaN is no number
 
 
 def _forget(home: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from fedmap.config import RunConfig, is_loopback
 from fedmap.errors import FederationError
-from fedmap.flower import processes, superlink
+from fedmap.flower import processes, supernode
 from fedmap.flower.prepare import prepare
 from fedmap.participation import FAILED, FINISHED, PREPARING, STOPPED, WAITING, Participation
 from fedmap.service import background
@@ -36,7 +36,7 @@ def take_part(config: RunConfig, config_file: Path, folder: Path, say: Callable[
     participation = Participation()
     reports = client_reports(platform, config.task_id, say)
     server = discovery(platform, config.task_id, config.runtime.address, bool(config.raw["security"]["insecure"]))
-    member = superlink.Member(config, config_file, folder, say, lambda event: None)
+    member = supernode.Member(config, config_file, folder, say, lambda event: None)
     try:
         with _front(config, participation, reports, say):
             _Client(member, participation, reports).run(server)
@@ -47,7 +47,7 @@ def take_part(config: RunConfig, config_file: Path, folder: Path, say: Callable[
 
 
 class _Client:
-    def __init__(self, member: superlink.Member, participation: Participation, reports: ClientReports | None) -> None:
+    def __init__(self, member: supernode.Member, participation: Participation, reports: ClientReports | None) -> None:
         self._member = replace(member, on_event=self._event)
         self._participation, self._reports = participation, reports
         self._autostart = member.config.client.autostart
@@ -82,7 +82,7 @@ class _Client:
         if self._reports is not None:
             self._reports.started(lambda version: participation.update(model_version=version))
         try:
-            ended = superlink.join(self._member, server, participation)
+            ended = supernode.join(self._member, server, participation)
         except FederationError as error:
             participation.update(state=FAILED, problem=str(error), waiting_for="")
             self._ended(well=False)

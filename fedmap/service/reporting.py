@@ -1,4 +1,4 @@
-"""What clients and server report to an outside FedOps platform, made from the events of a run; see `fedmap.service.platform`.
+"""What a client reports to an outside FedOps platform, made from the events of its app; see `fedmap.service.platform`.
 
 FedOps' word "accuracy" holds micro-F1 here, as in FedOps' own multilabel use case; the other F1 scores go under their names.
 """
@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import quote
 
 import psutil
 
 from fedmap.errors import FederationError
 from fedmap.files import plain
-from fedmap.flower.events import Tail
 from fedmap.service.outbox import Outbox
 from fedmap.service.platform import ClientPlatform, Platform
-from fedmap.service.transport import Bounded, without_password
+from fedmap.service.transport import without_password
 
 Say = Callable[[str], None]
-_FOLLOW_SECONDS = 0.5
 _CLOSE_SECONDS = 2.0  # of a program's end, at most, and only while the platform answers
-log = logging.getLogger("fedmap.platform")
 
 
 def mac_address() -> str:
@@ -40,7 +32,8 @@ def mac_address() -> str:
     return ":".join(digits[i : i + 2] for i in range(0, 12, 2))
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def as_json(values: Mapping[str, Any]) -> str:
+    """A report's body; what is not known or not finite is null."""
     return json.dumps(plain(values), allow_nan=False)
 
 
@@ -116,19 +109,19 @@ class ClientReports(Reports):
             values = {"round": event.get("round"), "train_loss": event.get("loss"), "train_time": event.get("seconds"), "wandb_name": ""}
             values |= {"val_loss": event.get("val_loss"), "val_accuracy": event.get("micro_f1")}
             values |= {"val_f1_macro": event.get("f1"), "val_f1_micro": event.get("micro_f1"), "num_examples": event.get("num_examples")}
-            train_result, system = _json(self._common() | values), _json(self._common() | self._system())
+            train_result, system = as_json(self._common() | values), as_json(self._common() | self._system())
             self.performance.put("training results", lambda: self._api.server.put_train_result(train_result))
             self.performance.put("system figures", lambda: self._api.server.put_client_system(system))
         elif event["event"] in ("evaluated", "finished"):
             values = {"round": event.get("round"), "test_loss": event.get("loss"), "test_accuracy": event.get("micro_f1"), "wandb_name": ""}
             values |= {"test_f1_macro": event.get("macro_f1"), "test_f1_micro": event.get("micro_f1"), "num_test": event.get("num_test")}
-            test_result = _json(self._common() | values)
+            test_result = as_json(self._common() | values)
             self.performance.put("test results", lambda: self._api.server.put_test_result(test_result))
 
     def ended(self, well: bool) -> None:
         """The client has left the federation, because the run has ended or because of a failure."""
         if self.performance is not None and well:
-            result = _json(self._common() | {"operation_time": time.monotonic() - self._started})
+            result = as_json(self._common() | {"operation_time": time.monotonic() - self._started})
             self.performance.put("the time it took", lambda: self._api.server.put_client_time_result(result))
         if self.manager is not None:
             self.manager.put("the end of training", lambda: self._api.tell_manager("fin" if well else "fail"))
@@ -166,118 +159,6 @@ def _resident_bytes() -> list[int]:
         with contextlib.suppress(psutil.Error):  # it has ended meanwhile
             found.append(process.memory_info().rss)
     return found
-
-
-@contextlib.contextmanager
-def server_reports(task_id: str, folder: Path, note: Say, platform: Platform) -> Iterator[Reports | None]:
-    """While the block runs, report the run whose `events.jsonl` lies in the folder; nothing without FEDOPS_* variables.
-
-    Args:
-        task_id: the federation's task on the platform.
-        folder: the run's folder; events that it holds already, of a run that is continued, are not reported again.
-        note: told of trouble, once.
-        platform: what the environment says.
-    """
-    if not (platform.server_manager or platform.performance):
-        yield None
-        return
-    reports = _ServerReports(platform, task_id, note)
-    events = Tail(folder / "events.jsonl")
-    for _ in events.new():
-        pass
-    reports.begin()
-    stop = threading.Event()
-    thread = threading.Thread(target=_follow, args=(events, reports, stop), name="fedmap-server-reports", daemon=True)
-    thread.start()
-    try:
-        yield reports
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-        reports.end()
-        reports.close()
-
-
-def _follow(events: Tail, reports: _ServerReports, stop: threading.Event) -> None:
-    while True:
-        last = stop.wait(_FOLLOW_SECONDS)
-        try:
-            for event in events.new():
-                reports.event(event)
-        except (OSError, ValueError, KeyError, TypeError) as error:  # a torn or foreign line: this look is lost, the next is not
-            log.debug("an event cannot be reported: %r", error)
-        if last:
-            return
-
-
-class _ServerReports(Reports):
-    def __init__(self, platform: Platform, task_id: str, note: Say) -> None:
-        super().__init__(platform.performance, platform.server_manager, note)
-        self._platform, self._task_id = platform, task_id
-        self._http = Bounded(platform.seconds)
-        self._started = time.monotonic()
-        self._ended = False
-
-    def _put(self, name: str, outbox: Outbox | None, path: str, values: Mapping[str, Any] | None = None, **options: Any) -> None:
-        if outbox is not None:
-            base = self._platform.performance if outbox is self.performance else self._platform.server_manager
-            url = f"{base}/{path}/{quote(self._task_id, safe='')}"
-            body = {} if values is None else {"data": _json(values)}
-            outbox.put(name, lambda: self._http.put(url, **body, **options))
-
-    def begin(self) -> None:
-        """The server gets ready: clients may begin."""
-        version = self._platform.model_version
-        status = {
-            "S3_bucket": "",  # the model stays in the run's folder
-            "Last_GL_Model": f"gl_model_{version - 1}_V",
-            "FLServer_start": f"{datetime.now():%Y-%m-%d %H-%M-%S}",
-            "FLSeReady": True,
-            "GL_Model_V": version,
-        }
-        self._put("the server's status", self.manager, "FLSe/FLSeUpdate", status)
-
-    def event(self, event: Mapping[str, Any]) -> None:
-        """Report one event of the run."""
-        if event["event"] == "round" and event["record"]["round_index"] > 0:
-            self._put("a round's scores", self.performance, "server_perf/gl_model_evaluation", self._scores(event["record"]))
-        elif event["event"] == "finished":
-            self._finish(well=True)
-        elif event["event"] == "failed":
-            self._finish(well=False)
-
-    def end(self) -> None:
-        """The server ends; a run that has not said so itself was stopped."""
-        if not self._ended:
-            self._finish(well=False)
-
-    def _finish(self, well: bool) -> None:
-        self._ended = True
-        if well:
-            values = {"fl_task_id": self._task_id, "server_operation_time": time.monotonic() - self._started}
-            values |= {"gl_model_v": self._platform.model_version}
-            self._put("the time it took", self.performance, "server_perf/server_time_result", values)
-        else:
-            self._put("the server's status", self.manager, "FLSe/FLSeUpdate", {"FLSeReady": False})
-        self._put("the run's end", self.manager, "FLSe/FLRoundFin", params={"FLSeReady": "false"})
-
-    def _scores(self, record: Mapping[str, Any]) -> dict[str, Any]:
-        """A round's scores: the server's validation rows, else the clients'."""
-        on_server = record.get("validation")
-        scores: Mapping[str, Any] = on_server or record.get("clients_validation") or {}
-        status = "evaluated" if scores else "not_evaluated"
-        values = {
-            "fl_task_id": self._task_id,
-            "round": record["round_index"],
-            "gl_loss": scores.get("loss"),
-            "gl_accuracy": scores.get("micro_f1"),
-            "run_time_by_round": sum(seconds or 0.0 for seconds in (record.get("seconds") or {}).values()),
-            **{name: scores.get(name) for name in ("micro_f1", "macro_f1", "weighted_f1", "samples_f1")},
-            "gl_model_v": self._platform.model_version,
-            "evaluation_source": "server_validation" if on_server else "client_aggregated",
-            "evaluation_status": status,
-        }
-        return values | ({"campaign_run_id": self._platform.campaign} if self._platform.campaign else {})
 
 
 def client_reports(platform: Platform, task_id: str, warn: Say) -> ClientReports | None:

@@ -15,8 +15,9 @@ from fedmap.service import background
 from fedmap.service.client_front import Identity, create_client_app, rules_for
 from fedmap.service.manager import Task
 from fedmap.service.platform import ClientPlatform, Platform
-from fedmap.service.reporting import ClientReports, server_reports
+from fedmap.service.reporting import ClientReports
 from fedmap.service.server_front import create_server_app
+from fedmap.service.server_reporting import server_reports
 from tests.fronts import BEARER, TOKEN
 
 pytest.importorskip("fedops", reason="needs FedOps' client API: pip install --no-deps -r requirements-fedops.txt")

@@ -14,7 +14,7 @@ import pytest
 from fedmap.backoff import pauses
 from fedmap.config import compose_and_resolve, parse
 from fedmap.errors import FederationError
-from fedmap.flower import processes, superlink
+from fedmap.flower import processes, supernode
 from fedmap.participation import Participation
 from fedmap.service.discovery import Fixed
 
@@ -22,7 +22,7 @@ PROGRAM = "import sys, time; open(sys.argv[1], 'a').write(sys.argv[2] + '\\n'); 
 
 
 class Join:
-    """A thread that is in `superlink.join`."""
+    """A thread that is in `supernode.join`."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
         self.folder, self.said, self.events = folder, [], []
@@ -31,21 +31,21 @@ class Join:
         self.participation = Participation()
         self.result: Any = None
 
-        def program(member: superlink.Member, address: str, events: Path) -> list[str]:
+        def program(member: supernode.Member, address: str, events: Path) -> list[str]:
             return [sys.executable, "-c", PROGRAM, str(self.log), address, str(seconds)]
 
-        monkeypatch.setattr(superlink, "_supernode", program)
-        monkeypatch.setattr(superlink, "pauses", lambda first, longest: pauses(0.01, 0.02))
-        monkeypatch.setattr(superlink, "_drain", lambda process: None)
+        monkeypatch.setattr(supernode, "_supernode", program)
+        monkeypatch.setattr(supernode, "pauses", lambda first, longest: pauses(0.01, 0.02))
+        monkeypatch.setattr(supernode, "_drain", lambda process: None)
 
     def begin(self) -> threading.Thread:
         config = parse(compose_and_resolve("client", ["model=digits", "dataset=digits"]))
-        member = superlink.Member(config, self.folder / "run.yaml", self.folder, self.said.append, self.events.append)
+        member = supernode.Member(config, self.folder / "run.yaml", self.folder, self.said.append, self.events.append)
 
         def work() -> None:
             self.participation.begin()
             try:
-                self.result = superlink.join(member, self.server, self.participation)
+                self.result = supernode.join(member, self.server, self.participation)
             except FederationError as error:
                 self.result = error
 
