@@ -106,7 +106,7 @@ def evaluate(message: Message, context: Context) -> Message:
         memory = session.memories(client_id, run).before(broadcast.round_index)
         result = session.client(client_id, run).evaluate_round(broadcast, memory, "test")
         scores = {**result.counts.scores(), "num_test": result.counts.num_samples, "loss": result.loss}
-        _tell(context, "finished" if run.final else "evaluated", round=broadcast.round_index, **scores)
+        _tell(context, "finished" if run.final else "evaluated", round=min(broadcast.round_index, run.num_rounds), **scores)
         return counts_to_content(client_id, {"test": result.counts})
 
     return _answer(message, context, work)

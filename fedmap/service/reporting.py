@@ -117,12 +117,13 @@ class ClientReports(Reports):
             values |= {"test_f1_macro": event.get("macro_f1"), "test_f1_micro": event.get("micro_f1"), "num_test": event.get("num_test")}
             test_result = as_json(self._common() | values)
             self.performance.put("test results", lambda: self._api.server.put_test_result(test_result))
+        if event["event"] == "finished":  # at once: a server of ours, which may be who listens, ends soon after
+            result = as_json(self._common() | {"operation_time": time.monotonic() - self._started})
+            self._started = time.monotonic()
+            self.performance.put("the time it took", lambda: self._api.server.put_client_time_result(result))
 
     def ended(self, well: bool) -> None:
         """The client has left the federation, because the run has ended or because of a failure."""
-        if self.performance is not None and well:
-            result = as_json(self._common() | {"operation_time": time.monotonic() - self._started})
-            self.performance.put("the time it took", lambda: self._api.server.put_client_time_result(result))
         if self.manager is not None:
             self.manager.put("the end of training", lambda: self._api.tell_manager("fin" if well else "fail"))
 
