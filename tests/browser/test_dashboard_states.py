@@ -292,7 +292,7 @@ def test_numbers_are_written_as_people_read_them(visit: Visit, front: str) -> No
     told = page.evaluate(
         """async () => {
           const f = await import("/assets/format.js");
-          const { ticks } = await import("/assets/chart.js");
+          const { ticks } = await import("/assets/axes.js");
           return [f.score(0.12345), f.score(null), f.score(NaN), f.percent(0.2418), f.percent(1), f.percent(0), f.bytes(999), f.bytes(1000), f.bytes(38194560),
             f.bytes(999999), f.duration(0.04), f.duration(0.4), f.duration(12.4), f.duration(185), f.duration(7620), f.count(1234567), f.plain(0.00012), f.plain(55),
             f.plain(0.333333), f.ago(100, 101), f.ago(100, 165), f.spans([1, 2, 3, 5, 7, 8]), ticks(0, 1, 4).values.join(" "), ticks(0.21, 0.79, 4).values.join(" ")];

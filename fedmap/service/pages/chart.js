@@ -1,40 +1,12 @@
 // Lines and stacked bars over rounds, as SVG at the size of their place. Each has a legend that hides series, a cursor for pointer and
 // keyboard, and a table that says the same.
 
+import { axis, swatch, ticks } from "/assets/axes.js";
 import { h, s, number, setText } from "/assets/dom.js";
 import { MISSING } from "/assets/format.js";
 
 const HEIGHT = 220;
 const TICK = 11.5 * 0.58; // the width of a digit of the axis
-
-/** Round numbers from low to high, about so many. */
-export function ticks(low, high, about) {
-  const span = high - low || Math.abs(high) || 1;
-  const rough = span / Math.max(1, about);
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 2.5, 5, 10].find((nice) => nice * power >= rough * 0.999);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(Number((i * step).toPrecision(12)));
-  return { values: found, step };
-}
-
-/** Round ends of an axis that holds all values, and the ticks between them. */
-function axis(values, about, fromZero) {
-  let low = fromZero ? 0 : values.reduce((a, b) => Math.min(a, b), Infinity);
-  let high = values.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (!values.length || (low === 0 && high === 0)) [low, high] = [0, 1];
-  else if (low === high) [low, high] = [Math.min(low, 0), Math.max(high, 0)];
-  for (let round = 0; round < 3; round += 1) { // wider ends can mean a wider step
-    const { step } = ticks(low, high, about);
-    [low, high] = [Math.floor(low / step + 1e-9) * step, Math.ceil(high / step - 1e-9) * step];
-  }
-  return { low, high, values: ticks(low, high, about).values };
-}
-
-const swatch = (series, block) =>
-  s("svg", { viewBox: "0 0 22 10", class: `tone-${series.tone}`, "aria-hidden": "true" },
-    block ? s("rect", { class: "swatch-block", x: 4, y: 0, width: 12, height: 10, rx: 2 })
-          : s("line", { class: `swatch dash-${series.dash ?? 0}`, x1: 1, x2: 21, y1: 5, y2: 5 }));
 
 /**
  * A chart that stays on the page and is given new data.
@@ -56,8 +28,14 @@ export class Chart {
     this.note = h("span", { class: "muted" }, options.note ?? "");
     this.rows = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `${options.title} as a table` });
     this.details = h("details", { class: "table-alt", ontoggle: () => this.#fillTable() }, h("summary", null, "Numbers"), this.rows);
-    this.element = h("figure", { class: "chart" }, h("figcaption", null, h("h3", null, options.title), this.note),
-      this.options.legend ? this.legend : null, this.plot, this.details);
+    this.element = h(
+      "figure",
+      { class: "chart" },
+      h("figcaption", null, h("h3", null, options.title), this.note),
+      this.options.legend ? this.legend : null,
+      this.plot,
+      this.details,
+    );
     place.append(this.element);
     this.svg.addEventListener("pointermove", (event) => this.#point(event));
     this.svg.addEventListener("pointerleave", () => this.#move(null));
@@ -84,15 +62,25 @@ export class Chart {
     const keys = this.data.series.map((series) => series.key + series.label).join("\n");
     if (keys === this.legendKeys) return;
     this.legendKeys = keys;
-    this.legend.replaceChildren(...this.data.series.map((series) => h("button", {
-      type: "button", "aria-pressed": String(!this.off.has(series.key)),
-      onclick: (event) => {
-        if (this.off.has(series.key)) this.off.delete(series.key);
-        else this.off.add(series.key);
-        event.currentTarget.setAttribute("aria-pressed", String(!this.off.has(series.key)));
-        this.draw();
-      },
-    }, swatch(series, this.options.kind === "stack"), series.label)));
+    this.legend.replaceChildren(
+      ...this.data.series.map((series) =>
+        h(
+          "button",
+          {
+            type: "button",
+            "aria-pressed": String(!this.off.has(series.key)),
+            onclick: (event) => {
+              if (this.off.has(series.key)) this.off.delete(series.key);
+              else this.off.add(series.key);
+              event.currentTarget.setAttribute("aria-pressed", String(!this.off.has(series.key)));
+              this.draw();
+            },
+          },
+          swatch(series, this.options.kind === "stack"),
+          series.label,
+        ),
+      ),
+    );
   }
 
   #summary() {
@@ -128,14 +116,21 @@ export class Chart {
     this.place = { px, py, left, right, width, height, top, bottom };
 
     const parts = vertical.flatMap((value, i) => [
-      s("line", { class: i ? "grid" : "axis", x1: left, x2: width - right, y1: Math.round(py(value)) + 0.5, y2: Math.round(py(value)) + 0.5 }),
+      s("line", {
+        class: i ? "grid" : "axis",
+        x1: left,
+        x2: width - right,
+        y1: Math.round(py(value)) + 0.5,
+        y2: Math.round(py(value)) + 0.5,
+      }),
       s("text", { x: left - 7, y: py(value) + 4, "text-anchor": "end" }, labels[i]),
     ]);
     if (x.length) {
       const wide = Math.max(2, Math.floor((width - left - right) / 46));
       const step = Math.max(1, Math.ceil(ticks(first, last, wide).step));
       for (const value of x) {
-        if ((value % step === 0 && last - value >= step * 0.6) || value === last) parts.push(s("text", { x: px(value), y: height - bottom + 17, "text-anchor": "middle" }, value));
+        if ((value % step === 0 && last - value >= step * 0.6) || value === last)
+          parts.push(s("text", { x: px(value), y: height - bottom + 17, "text-anchor": "middle" }, value));
       }
     }
     parts.push(s("text", { x: left + (width - left - right) / 2, y: height - 2, "text-anchor": "middle" }, xName));
@@ -143,11 +138,20 @@ export class Chart {
       if (!x.includes(mark.x)) continue;
       const end = px(mark.x) > width * 0.75;
       parts.push(s("line", { class: "mark", x1: px(mark.x), x2: px(mark.x), y1: top, y2: height - bottom }));
-      parts.push(s("text", { class: "mark-label", x: px(mark.x) + (end ? -5 : 5), y: top + 3, "text-anchor": end ? "end" : "start" }, mark.label));
+      parts.push(
+        s("text", { class: "mark-label", x: px(mark.x) + (end ? -5 : 5), y: top + 3, "text-anchor": end ? "end" : "start" }, mark.label),
+      );
     }
     if (stacked) parts.push(...this.#bars(shown, px, py, Math.max(1, Math.min(28, slot * 0.72))));
     else parts.push(...shown.map((series) => this.#line(series, px, py)));
-    if (!shown.length) parts.push(s("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, this.data.series.length ? "every series is hidden" : "nothing measured yet"));
+    if (!shown.length)
+      parts.push(
+        s(
+          "text",
+          { x: width / 2, y: height / 2, "text-anchor": "middle" },
+          this.data.series.length ? "every series is hidden" : "nothing measured yet",
+        ),
+      );
     this.cursor = s("g", null);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
@@ -164,7 +168,9 @@ export class Chart {
       else segments.at(-1).push([px(this.data.x[i]), py(value)]);
     });
     for (const segment of segments.filter((points) => points.length > 1)) {
-      group.append(s("path", { class: `line dash-${series.dash ?? 0}`, d: `M${segment.map((p) => p.map((v) => v.toFixed(1)).join(" ")).join("L")}` }));
+      group.append(
+        s("path", { class: `line dash-${series.dash ?? 0}`, d: `M${segment.map((p) => p.map((v) => v.toFixed(1)).join(" ")).join("L")}` }),
+      );
     }
     const points = segments.flat();
     if (points.length <= 25) group.append(...points.map(([cx, cy]) => s("circle", { class: "point", cx, cy, r: 3 })));
@@ -175,12 +181,16 @@ export class Chart {
   #bars(shown, px, py, wide) {
     return this.data.x.flatMap((value, i) => {
       let sum = 0;
-      return shown.map((series) => {
-        const part = series.values[i] ?? 0;
-        const [from, to] = [py(sum), py(sum + part)];
-        sum += part;
-        return part > 0 ? s("rect", { class: `bar tone-${series.tone}`, x: px(value) - wide / 2, y: to, width: wide, height: Math.max(0.5, from - to) }) : null;
-      }).filter(Boolean);
+      return shown
+        .map((series) => {
+          const part = series.values[i] ?? 0;
+          const [from, to] = [py(sum), py(sum + part)];
+          sum += part;
+          return part > 0
+            ? s("rect", { class: `bar tone-${series.tone}`, x: px(value) - wide / 2, y: to, width: wide, height: Math.max(0.5, from - to) })
+            : null;
+        })
+        .filter(Boolean);
     });
   }
 
@@ -195,7 +205,13 @@ export class Chart {
     const last = this.data.x.length - 1;
     if (last < 0) return;
     const now = this.at ?? last + 1;
-    const next = { ArrowLeft: Math.max(0, now - 1), ArrowRight: Math.min(last, this.at === null ? 0 : now + 1), Home: 0, End: last, Escape: null }[event.key];
+    const next = {
+      ArrowLeft: Math.max(0, now - 1),
+      ArrowRight: Math.min(last, this.at === null ? 0 : now + 1),
+      Home: 0,
+      End: last,
+      Escape: null,
+    }[event.key];
     if (next === undefined) return;
     event.preventDefault();
     this.#move(next, true);
@@ -222,13 +238,39 @@ export class Chart {
     const rows = this.shown.filter((series) => series.values[this.at] !== null && series.values[this.at] !== undefined);
     this.cursor.replaceChildren(
       s("line", { class: "cursor", x1: at, x2: at, y1: top, y2: height - bottom }),
-      ...(stacked ? [] : rows.map((series) => s("circle", { class: `cursor-point tone-${series.tone}`, cx: at, cy: py(series.values[this.at]), r: 4.5 }))),
+      ...(stacked
+        ? []
+        : rows.map((series) => s("circle", { class: `cursor-point tone-${series.tone}`, cx: at, cy: py(series.values[this.at]), r: 4.5 }))),
     );
-    const total = stacked && rows.length > 1 ? [h("li", null, h("span", null, "together"), h("span", null, this.options.format(rows.reduce((sum, one) => sum + one.values[this.at], 0))))] : [];
+    const total =
+      stacked && rows.length > 1
+        ? [
+            h(
+              "li",
+              null,
+              h("span", null, "together"),
+              h("span", null, this.options.format(rows.reduce((sum, one) => sum + one.values[this.at], 0))),
+            ),
+          ]
+        : [];
     this.tip.replaceChildren(
       h("strong", null, `${this.options.xName} ${x[this.at]}`),
-      h("ul", null, rows.length ? rows.map((series) => h("li", null, swatch(series, stacked), h("span", null, series.label), h("span", null, this.options.format(series.values[this.at]))))
-                                : h("li", { class: "muted" }, "nothing measured"), total),
+      h(
+        "ul",
+        null,
+        rows.length
+          ? rows.map((series) =>
+              h(
+                "li",
+                null,
+                swatch(series, stacked),
+                h("span", null, series.label),
+                h("span", null, this.options.format(series.values[this.at])),
+              ),
+            )
+          : h("li", { class: "muted" }, "nothing measured"),
+        total,
+      ),
     );
     this.tip.hidden = false;
     const room = this.tip.offsetWidth;
@@ -240,11 +282,34 @@ export class Chart {
     if (!this.details.open) return;
     const { x, series } = this.data;
     const heads = [this.options.xName, ...series.map((one) => one.label)];
-    this.rows.replaceChildren(h("table", null,
-      h("caption", { class: "hidden" }, this.options.title),
-      h("thead", null, h("tr", null, heads.map((head, i) => h("th", { scope: "col", class: i ? "num" : null }, head)))),
-      h("tbody", null, x.map((value, i) => h("tr", null, h("th", { scope: "row" }, value),
-        series.map((one) => h("td", { class: "num" }, number(one.values[i], this.options.format))))))));
+    this.rows.replaceChildren(
+      h(
+        "table",
+        null,
+        h("caption", { class: "hidden" }, this.options.title),
+        h(
+          "thead",
+          null,
+          h(
+            "tr",
+            null,
+            heads.map((head, i) => h("th", { scope: "col", class: i ? "num" : null }, head)),
+          ),
+        ),
+        h(
+          "tbody",
+          null,
+          x.map((value, i) =>
+            h(
+              "tr",
+              null,
+              h("th", { scope: "row" }, value),
+              series.map((one) => h("td", { class: "num" }, number(one.values[i], this.options.format))),
+            ),
+          ),
+        ),
+      ),
+    );
     if (!x.length) this.rows.replaceChildren(h("p", { class: "quiet-empty" }, MISSING));
   }
 }

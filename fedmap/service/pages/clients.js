@@ -1,73 +1,11 @@
 // The table of clients and the list of updates that were left out. Rows stay on the page and are changed in place, so that a live
 // table keeps its focus and its scroll.
 
-import { $, h, number, setText } from "/assets/dom.js";
-import { ago, bytes, clock, count, duration, percent, plain, score, spans, words } from "/assets/format.js";
+import { CELLS, COLUMNS, details, pill } from "/assets/client_cells.js";
+import { $, h, setText } from "/assets/dom.js";
+import { ago, count, spans } from "/assets/format.js";
 
 const FEW = 50;
-const WORD = { ok: "used", answered: "answered", training: "training", failed: "failed", rejected: "rejected", joined: "joined", idle: "not asked" };
-
-const COLUMNS = [
-  { key: "id", name: "Client", sort: (c) => c.id },
-  { key: "status", name: "State", sort: (c) => c.status },
-  { key: "modalities", name: "Modalities", sort: (c) => Object.entries(c.signals.modality_shares ?? {}).filter(([, share]) => share > 0).map(([name]) => name).join(" ") },
-  { key: "examples", name: "Examples", num: true, sort: (c) => c.shown?.num_examples },
-  { key: "weight", name: "Weight", num: true, sort: (c) => c.record?.weight },
-  { key: "before", name: "F1 before", num: true, sort: (c) => c.signals.f1_before },
-  { key: "after", name: "F1 after", num: true, sort: (c) => c.signals.f1_after },
-  { key: "loss", name: "Training loss", num: true, sort: (c) => c.signals.train_loss },
-  { key: "test", name: "Test macro-F1", num: true, sort: (c) => c.test?.macro_f1 },
-  { key: "rounds", name: "Rounds", num: true, sort: (c) => c.ok },
-  { key: "seen", name: "Last seen", num: true, sort: (c) => c.lastSeen ?? c.lastRound },
-];
-
-function chips(shares) {
-  const named = Object.entries(shares ?? {});
-  if (!named.length) return h("span", { class: "missing" }, "–");
-  return h("span", { class: "chips" }, named.filter(([, share]) => share > 0).map(([name, share]) => h("span", { class: "chip" }, share >= 0.9995 ? name : `${name} ${percent(share)}`)));
-}
-
-const pill = (status) => h("span", { class: "status", "data-status": status }, WORD[status] ?? status);
-
-function seen(client) {
-  if (client.lastSeen !== null) return h("span", { title: clock(client.lastSeen) }, ago(client.lastSeen));
-  return h("span", null, client.lastRecord ? `round ${client.lastRound}` : client.status === "joined" ? "joined" : "never");
-}
-
-const CELLS = {
-  status: (c) => pill(c.status),
-  modalities: (c) => chips(c.signals.modality_shares),
-  examples: (c) => number(c.shown?.num_examples, count),
-  weight: (c) => number(c.record?.weight, percent),
-  before: (c) => number(c.signals.f1_before, score),
-  after: (c) => number(c.signals.f1_after, score),
-  loss: (c) => number(c.signals.train_loss, score),
-  test: (c) => number(c.test?.macro_f1, score),
-  rounds: (c) => h("span", { title: "rounds whose update was used, of those it was asked in" }, c.asked ? `${c.ok} of ${c.asked}` : "–"),
-  seen,
-};
-
-function details(client) {
-  const { record, shown, signals } = client;
-  const facts = [
-    ["optimiser steps", number(shown?.num_steps, count)],
-    ...["validation_loss", "update_norm", "gradient_norm", "label_imbalance", "diversity"].map((key) => [words(key), number(signals[key], plain)]),
-    ["rows with every modality", number(signals.share_complete, percent)],
-    ...Object.entries(signals.custom ?? {}).map(([key, value]) => [key, number(value, plain)]),
-    ...Object.entries(record?.scalars ?? {}).map(([key, value]) => [words(key), number(value, plain)]),
-    ...Object.entries(record?.seconds ?? {}).map(([key, value]) => [`time to ${key}`, number(value, duration)]),
-    ["bytes up", number(record?.bytes_up, bytes)],
-    ["bytes down", number(record?.bytes_down, bytes)],
-    ["mean weight", number(client.weights.length ? client.weights.reduce((a, b) => a + b, 0) / client.weights.length : null, percent)],
-    ...(client.test ? [["test micro-F1", number(client.test.micro_f1, score)], ["test rows", number(client.test.num_samples, count)]] : []),
-  ];
-  const problems = [...client.problems].reverse();
-  return [
-    h("dl", { class: "facts" }, facts.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value)))),
-    problems.length ? h("ul", { class: "reasons" }, problems.slice(0, 20).map((p) => h("li", null, `round ${p.round}, ${p.status}: ${p.reason}`))) : null,
-  ];
-}
-
 export class Clients {
   constructor() {
     this.order = { key: "id", down: false };
@@ -75,15 +13,50 @@ export class Clients {
     this.open = new Set();
     this.rows = new Map();
     this.search = h("input", { type: "search", placeholder: "number or reason", id: "client-search", oninput: () => this.draw() });
-    this.filter = h("select", { id: "client-filter", onchange: () => this.draw() },
-      [["", "all"], ["left-out", "ever left out"], ["training", "training now"], ["ok", "used last"]].map(([value, name]) => h("option", { value }, name)));
+    this.filter = h(
+      "select",
+      { id: "client-filter", onchange: () => this.draw() },
+      [
+        ["", "all"],
+        ["left-out", "ever left out"],
+        ["training", "training now"],
+        ["ok", "used last"],
+      ].map(([value, name]) => h("option", { value }, name)),
+    );
     this.tally = h("span", { class: "tally", role: "status" });
-    this.heads = COLUMNS.map((column) => h("th", { scope: "col", class: column.num ? "num" : null }, h("button", { type: "button", class: "sort", onclick: () => this.#sort(column.key) }, column.name)));
+    this.heads = COLUMNS.map((column) =>
+      h(
+        "th",
+        { scope: "col", class: column.num ? "num" : null },
+        h("button", { type: "button", class: "sort", onclick: () => this.#sort(column.key) }, column.name),
+      ),
+    );
     this.body = h("tbody");
-    this.table = h("table", { id: "clients-table" }, h("caption", { class: "hidden" }, "Clients"), h("thead", null, h("tr", null, this.heads)), this.body);
-    this.more = h("button", { type: "button", class: "below", onclick: () => { this.all = !this.all; this.draw(); } });
+    this.table = h(
+      "table",
+      { id: "clients-table" },
+      h("caption", { class: "hidden" }, "Clients"),
+      h("thead", null, h("tr", null, this.heads)),
+      this.body,
+    );
+    this.more = h("button", {
+      type: "button",
+      class: "below",
+      onclick: () => {
+        this.all = !this.all;
+        this.draw();
+      },
+    });
     this.scroll = h("div", { class: "scroll tall clients", tabindex: 0, role: "region", "aria-label": "Clients" }, this.table);
-    this.tools = h("div", { class: "toolbar" }, h("label", { class: "muted", for: "client-search" }, "Find"), this.search, h("label", { class: "muted", for: "client-filter" }, "Show"), this.filter, this.tally);
+    this.tools = h(
+      "div",
+      { class: "toolbar" },
+      h("label", { class: "muted", for: "client-search" }, "Find"),
+      this.search,
+      h("label", { class: "muted", for: "client-filter" }, "Show"),
+      this.filter,
+      this.tally,
+    );
     this.none = h("p", { class: "quiet-empty" });
     $("client-table").append(this.tools, this.scroll, this.none, this.more);
     this.problemsKey = null;
@@ -113,9 +86,14 @@ export class Clients {
     if (!this.clients) return;
     const wanted = this.search.value.trim().toLowerCase();
     const show = this.filter.value;
-    const found = this.clients.filter((client) =>
-      (!wanted || String(client.id) === wanted || `client ${client.id}` === wanted || client.problems.some((p) => p.reason.toLowerCase().includes(wanted)))
-      && (!show || (show === "left-out" ? client.problems.length : show === "ok" ? client.record?.status === "ok" : client.status === show)));
+    const found = this.clients.filter(
+      (client) =>
+        (!wanted ||
+          String(client.id) === wanted ||
+          `client ${client.id}` === wanted ||
+          client.problems.some((p) => p.reason.toLowerCase().includes(wanted))) &&
+        (!show || (show === "left-out" ? client.problems.length : show === "ok" ? client.record?.status === "ok" : client.status === show)),
+    );
     const { sort } = COLUMNS.find((column) => column.key === this.order.key);
     const rank = (a, b) => {
       const [x, y] = [sort(a), sort(b)];
@@ -131,7 +109,14 @@ export class Clients {
     });
     const shown = this.all ? found : found.slice(0, FEW);
     const total = this.clients.length;
-    setText(this.tally, total ? (found.length === total ? `${count(total)} ${total === 1 ? "client" : "clients"}` : `${count(found.length)} of ${count(total)} clients`) : "");
+    setText(
+      this.tally,
+      total
+        ? found.length === total
+          ? `${count(total)} ${total === 1 ? "client" : "clients"}`
+          : `${count(found.length)} of ${count(total)} clients`
+        : "",
+    );
     this.tools.hidden = total < 2;
     this.scroll.hidden = !shown.length;
     this.none.hidden = shown.length > 0;
@@ -152,18 +137,35 @@ export class Clients {
       if (this.body.contains(focused)) focused.focus({ preventScroll: true });
     }
     const left = this.clients.reduce((sum, client) => sum + client.problems.length, 0);
-    setText($("clients-note"), total ? `${this.run.rounds.length > 1 ? "What each told in its last round" : "Their signals follow with the first round"}${left ? `; ${count(left)} ${left === 1 ? "update was" : "updates were"} left out so far` : ""}.` : "");
+    setText(
+      $("clients-note"),
+      total
+        ? `${this.run.rounds.length > 1 ? "What each told in its last round" : "Their signals follow with the first round"}${left ? `; ${count(left)} ${left === 1 ? "update was" : "updates were"} left out so far` : ""}.`
+        : "",
+    );
   }
 
   #row(client, tests) {
     let row = this.rows.get(client.id);
     if (!row) {
-      const button = h("button", { type: "button", class: "link", "aria-expanded": "false", onclick: () => this.#toggle(client.id) }, `client ${client.id}`);
+      const button = h(
+        "button",
+        { type: "button", class: "link", "aria-expanded": "false", onclick: () => this.#toggle(client.id) },
+        `client ${client.id}`,
+      );
       const cells = {};
-      const main = h("tr", { "data-client": client.id }, h("th", { scope: "row", class: "who" }, button), COLUMNS.slice(1).map((column) => {
-        cells[column.key] = h("td", { class: [column.num ? "num" : "", column.key === "modalities" ? "wide" : ""].join(" ").trim() || null, "data-name": column.key === "status" ? null : column.name });
-        return cells[column.key];
-      }));
+      const main = h(
+        "tr",
+        { "data-client": client.id },
+        h("th", { scope: "row", class: "who" }, button),
+        COLUMNS.slice(1).map((column) => {
+          cells[column.key] = h("td", {
+            class: [column.num ? "num" : "", column.key === "modalities" ? "wide" : ""].join(" ").trim() || null,
+            "data-name": column.key === "status" ? null : column.name,
+          });
+          return cells[column.key];
+        }),
+      );
       row = { main, cells, button };
       this.rows.set(client.id, row);
     }
@@ -201,13 +203,58 @@ export class Clients {
       place.replaceChildren();
       return;
     }
-    const more = problems.length > 10 ? h("button", { type: "button", class: "below", onclick: () => { this.allProblems = !this.allProblems; this.#problems(run); } }, this.allProblems ? "Show the latest 10" : `Show all ${count(problems.length)}`) : null;
-    place.replaceChildren(...[
-      h("h3", null, "Updates that were left out, and why"),
-      h("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Updates that were left out" }, h("table", { id: "problems-table" }, h("caption", { class: "hidden" }, "Updates that were left out"),
-        h("thead", null, h("tr", null, ["Client", "State", "Rounds", "Reason"].map((name) => h("th", { scope: "col" }, name)))),
-        h("tbody", null, shown.map((p) => h("tr", null, h("th", { scope: "row" }, `client ${p.client}`), h("td", null, pill(p.status)), h("td", null, spans(p.rounds)), h("td", { class: "reason" }, p.reason || "no reason was given")))))),
-      more,
-    ].filter(Boolean));
+    const more =
+      problems.length > 10
+        ? h(
+            "button",
+            {
+              type: "button",
+              class: "below",
+              onclick: () => {
+                this.allProblems = !this.allProblems;
+                this.#problems(run);
+              },
+            },
+            this.allProblems ? "Show the latest 10" : `Show all ${count(problems.length)}`,
+          )
+        : null;
+    place.replaceChildren(
+      ...[
+        h("h3", null, "Updates that were left out, and why"),
+        h(
+          "div",
+          { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Updates that were left out" },
+          h(
+            "table",
+            { id: "problems-table" },
+            h("caption", { class: "hidden" }, "Updates that were left out"),
+            h(
+              "thead",
+              null,
+              h(
+                "tr",
+                null,
+                ["Client", "State", "Rounds", "Reason"].map((name) => h("th", { scope: "col" }, name)),
+              ),
+            ),
+            h(
+              "tbody",
+              null,
+              shown.map((p) =>
+                h(
+                  "tr",
+                  null,
+                  h("th", { scope: "row" }, `client ${p.client}`),
+                  h("td", null, pill(p.status)),
+                  h("td", null, spans(p.rounds)),
+                  h("td", { class: "reason" }, p.reason || "no reason was given"),
+                ),
+              ),
+            ),
+          ),
+        ),
+        more,
+      ].filter(Boolean),
+    );
   }
 }

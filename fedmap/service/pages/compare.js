@@ -1,22 +1,30 @@
 // Two or more runs side by side: final scores, overlaid curves, F1 by label, and where their configurations differ.
 
 import { $, breakable, h, number, s, setText } from "/assets/dom.js";
-import { bytes, count, duration, lastPart, score, short } from "/assets/format.js";
+import { FINALS, present } from "/assets/finals.js";
+import { lastPart, score, short } from "/assets/format.js";
 import { compareLink, listRuns, readRun, runLink } from "/assets/api.js";
 import { Chart } from "/assets/chart.js";
-import { Run, bytesOf } from "/assets/run.js";
+import { Run } from "/assets/run.js";
 import { STATUS } from "/assets/summary.js";
 import { flat } from "/assets/strategy.js";
 
-const TITLES = [["macro_f1", "Macro-F1"], ["micro_f1", "Micro-F1"], ["loss", "Loss"]];
+const TITLES = [
+  ["macro_f1", "Macro-F1"],
+  ["micro_f1", "Micro-F1"],
+  ["loss", "Loss"],
+];
 const runs = new Map(); // id -> Run, in the order in which they were chosen
 const tones = new Map(); // id -> colour and dash, kept while the run is on the page
 let charts = null;
 let known = [];
 
-const sum = (values) => values.reduce((total, value) => total + value, 0);
-const present = (value) => value !== null && value !== undefined && Number.isFinite(value);
-const swatch = (id) => s("svg", { viewBox: "0 0 22 10", class: `tone-${tones.get(id).tone}`, "aria-hidden": "true" }, s("line", { class: `swatch dash-${tones.get(id).dash}`, x1: 1, x2: 21, y1: 5, y2: 5 }));
+const swatch = (id) =>
+  s(
+    "svg",
+    { viewBox: "0 0 22 10", class: `tone-${tones.get(id).tone}`, "aria-hidden": "true" },
+    s("line", { class: `swatch dash-${tones.get(id).dash}`, x1: 1, x2: 21, y1: 5, y2: 5 }),
+  );
 
 function strategyOf(run) {
   const target = run.config.server?.strategy?._target_;
@@ -26,12 +34,14 @@ function strategyOf(run) {
 /** Short names that tell the runs apart: the strategy, with the run's own name where two have the same. */
 function names() {
   const strategies = [...runs.values()].map(strategyOf);
-  return new Map([...runs.values()].map((run) => {
-    const own = run.id.replace("~", " ");
-    const strategy = strategyOf(run);
-    const single = strategy && strategies.filter((other) => other === strategy).length === 1;
-    return [run.id, single ? strategy : [strategy, own].filter(Boolean).join(" · ")];
-  }));
+  return new Map(
+    [...runs.values()].map((run) => {
+      const own = run.id.replace("~", " ");
+      const strategy = strategyOf(run);
+      const single = strategy && strategies.filter((other) => other === strategy).length === 1;
+      return [run.id, single ? strategy : [strategy, own].filter(Boolean).join(" · ")];
+    }),
+  );
 }
 
 function take(id, run) {
@@ -63,55 +73,90 @@ async function add(id) {
     $("notice").hidden = true;
   } catch (error) {
     $("notice").hidden = false;
-    $("notice").replaceChildren(h("div", { class: "box bad" }, h("strong", null, `Run ${id.replace("~", " ")} cannot be shown`), error.message));
+    $("notice").replaceChildren(
+      h("div", { class: "box bad" }, h("strong", null, `Run ${id.replace("~", " ")} cannot be shown`), error.message),
+    );
   }
 }
 
 function drawPicked(named) {
-  $("picked").replaceChildren(...[...runs.values()].map((run) => h("li", null, swatch(run.id), h("a", { href: runLink(run.id) }, named.get(run.id)),
-    h("button", { type: "button", "aria-label": `Remove ${named.get(run.id)}`, onclick: () => drop(run.id) }, "×"))));
+  $("picked").replaceChildren(
+    ...[...runs.values()].map((run) =>
+      h(
+        "li",
+        null,
+        swatch(run.id),
+        h("a", { href: runLink(run.id) }, named.get(run.id)),
+        h("button", { type: "button", "aria-label": `Remove ${named.get(run.id)}`, onclick: () => drop(run.id) }, "×"),
+      ),
+    ),
+  );
   const rest = known.filter((run) => !runs.has(run.id));
   $("add").disabled = !rest.length;
-  $("add").replaceChildren(h("option", { value: "" }, rest.length ? "choose…" : "there is no other run"), ...rest.map((run) => h("option", { value: run.id }, [run.id.replace("~", " "), run.strategy ? lastPart(run.strategy) : "", STATUS[run.status] ?? run.status].filter(Boolean).join(" · "))));
+  $("add").replaceChildren(
+    h("option", { value: "" }, rest.length ? "choose…" : "there is no other run"),
+    ...rest.map((run) =>
+      h(
+        "option",
+        { value: run.id },
+        [run.id.replace("~", " "), run.strategy ? lastPart(run.strategy) : "", STATUS[run.status] ?? run.status]
+          .filter(Boolean)
+          .join(" · "),
+      ),
+    ),
+  );
 }
-
-const FINALS = [
-  ["Best round", (run) => run.final?.chosen_round ?? run.best?.round_index, String, 0],
-  ["Validation macro-F1, tuned", (run) => run.best?.validation_tuned?.macro_f1, score, 1],
-  ["Test macro-F1, tuned", (run) => run.final?.test_tuned?.macro_f1, score, 1],
-  ["Test micro-F1, tuned", (run) => run.final?.test_tuned?.micro_f1, score, 1],
-  ["Test macro-F1, untuned", (run) => (run.final ? run.final.test : run.best?.test)?.macro_f1, score, 1],
-  ["Test micro-F1, untuned", (run) => (run.final ? run.final.test : run.best?.test)?.micro_f1, score, 1],
-  ["Test loss", (run) => (run.final ? run.final.test : run.best?.test)?.loss, score, -1],
-  ["Mean client macro-F1", (run) => mean(Object.values(run.final?.clients ?? {}).map((one) => one.macro_f1)), score, 1],
-  ["Worst client macro-F1", (run) => least(Object.values(run.final?.clients ?? {}).map((one) => one.macro_f1)), score, 1],
-  ["Bytes", (run) => total(run.rounds.flatMap((record) => [bytesOf(record, "bytes_up"), bytesOf(record, "bytes_down")])), bytes, 0],
-  ["Seconds in rounds", (run) => total(run.rounds.map((record) => sum(Object.values(record.seconds)))), duration, 0],
-  ["Updates left out", (run) => sum(run.rounds.map((record) => record.clients.filter((client) => client.status !== "ok").length)), count, 0],
-];
-
-const mean = (values) => (values.length ? sum(values) / values.length : null);
-const least = (values) => (values.length ? Math.min(...values) : null);
-const total = (values) => (values.some(present) ? sum(values.filter(present)) : null);
 
 /**
  * A table with a row per measure and a column per run; the best of a row is marked.
  * @param {{name: string, format: (v: number) => string, better: number, values: (number|null)[]}[]} measures better: 1 high, -1 low, 0 neither
  */
 function ranked(caption, id, named, measures, of = [...runs.values()]) {
-  const rows = measures.filter((measure) => measure.values.some(present)).map(({ name, format, better, values }) => {
-    const told = values.filter(present);
-    const top = better && told.length > 1 && new Set(told).size > 1 ? better * Math.max(...told.map((value) => better * value)) : null;
-    return h("tr", null, h("th", { scope: "row" }, name), values.map((value) => h("td", { class: top !== null && value === top ? "num best" : "num" }, number(value, format))));
-  });
-  const heads = of.map((run) => h("th", { scope: "col", class: "num", "data-run": run.id },
-    h("span", { class: "series" }, swatch(run.id), breakable(named.get(run.id)), run.final ? null : h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status))));
-  return h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, h("table", { id, class: "ranked" }, h("caption", { class: "hidden" }, caption),
-    h("thead", null, h("tr", null, h("td", null), heads)), h("tbody", null, rows)));
+  const rows = measures
+    .filter((measure) => measure.values.some(present))
+    .map(({ name, format, better, values }) => {
+      const told = values.filter(present);
+      const top = better && told.length > 1 && new Set(told).size > 1 ? better * Math.max(...told.map((value) => better * value)) : null;
+      return h(
+        "tr",
+        null,
+        h("th", { scope: "row" }, name),
+        values.map((value) => h("td", { class: top !== null && value === top ? "num best" : "num" }, number(value, format))),
+      );
+    });
+  const heads = of.map((run) =>
+    h(
+      "th",
+      { scope: "col", class: "num", "data-run": run.id },
+      h(
+        "span",
+        { class: "series" },
+        swatch(run.id),
+        breakable(named.get(run.id)),
+        run.final ? null : h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status),
+      ),
+    ),
+  );
+  return h(
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
+    h(
+      "table",
+      { id, class: "ranked" },
+      h("caption", { class: "hidden" }, caption),
+      h("thead", null, h("tr", null, h("td", null), heads)),
+      h("tbody", null, rows),
+    ),
+  );
 }
 
 function drawFinals(named) {
-  const measures = FINALS.map(([name, get, format, better]) => ({ name, format, better, values: [...runs.values()].map((run) => get(run) ?? null) }));
+  const measures = FINALS.map(([name, get, format, better]) => ({
+    name,
+    format,
+    better,
+    values: [...runs.values()].map((run) => get(run) ?? null),
+  }));
   $("final-table").replaceChildren(ranked("Final scores", "finals-table", named, measures));
 }
 
@@ -121,10 +166,13 @@ function drawCurves(named) {
   const split = $("split").value;
   const x = [...new Set([...runs.values()].flatMap((run) => run.rounds.map((record) => record.round_index)))].sort((a, b) => a - b);
   for (const { name, chart } of charts) {
-    chart.update({ x, series: [...runs.values()].map((run) => {
-      const by = new Map(run.rounds.map((record) => [record.round_index, record[split]?.[name] ?? null]));
-      return { key: run.id, label: named.get(run.id), ...tones.get(run.id), values: x.map((round) => by.get(round) ?? null) };
-    }) });
+    chart.update({
+      x,
+      series: [...runs.values()].map((run) => {
+        const by = new Map(run.rounds.map((record) => [record.round_index, record[split]?.[name] ?? null]));
+        return { key: run.id, label: named.get(run.id), ...tones.get(run.id), values: x.map((round) => by.get(round) ?? null) };
+      }),
+    });
   }
 }
 
@@ -146,11 +194,47 @@ function drawConfigs(named) {
   const differs = (key) => new Set([...flats.values()].map((one) => one.get(key))).size > 1;
   const shown = $("all-keys").checked ? keys : keys.filter(differs);
   const first = [...flats.values()][0];
-  $("config-table").replaceChildren(shown.length
-    ? h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Configuration" }, h("table", { class: "differences", id: "config-differences" }, h("caption", { class: "hidden" }, "Configuration"),
-      h("thead", null, h("tr", null, h("th", { scope: "col" }, "Key"), [...runs.keys()].map((id) => h("th", { scope: "col" }, named.get(id))))),
-      h("tbody", null, shown.map((key) => h("tr", null, h("th", { scope: "row" }, breakable(key)), [...flats.values()].map((one) => h("td", { class: one.has(key) && first.has(key) && one.get(key) !== first.get(key) ? "other" : null }, one.has(key) ? breakable(one.get(key)) : h("span", { class: "missing" }, "–"))))))))
-    : h("p", { class: "quiet-empty" }, "Their configurations are the same."));
+  $("config-table").replaceChildren(
+    shown.length
+      ? h(
+          "div",
+          { class: "scroll", tabindex: 0, role: "region", "aria-label": "Configuration" },
+          h(
+            "table",
+            { class: "differences", id: "config-differences" },
+            h("caption", { class: "hidden" }, "Configuration"),
+            h(
+              "thead",
+              null,
+              h(
+                "tr",
+                null,
+                h("th", { scope: "col" }, "Key"),
+                [...runs.keys()].map((id) => h("th", { scope: "col" }, named.get(id))),
+              ),
+            ),
+            h(
+              "tbody",
+              null,
+              shown.map((key) =>
+                h(
+                  "tr",
+                  null,
+                  h("th", { scope: "row" }, breakable(key)),
+                  [...flats.values()].map((one) =>
+                    h(
+                      "td",
+                      { class: one.has(key) && first.has(key) && one.get(key) !== first.get(key) ? "other" : null },
+                      one.has(key) ? breakable(one.get(key)) : h("span", { class: "missing" }, "–"),
+                    ),
+                  ),
+                ),
+              ),
+            ),
+          ),
+        )
+      : h("p", { class: "quiet-empty" }, "Their configurations are the same."),
+  );
 }
 
 function draw() {
@@ -163,7 +247,8 @@ function draw() {
   if (!enough) return;
   $("pair").classList.toggle("many", runs.size > 4);
   const splits = { validation: 0, validation_tuned: 0, test: 0 };
-  for (const run of runs.values()) for (const record of run.rounds) for (const split of Object.keys(splits)) splits[split] += record[split] ? 1 : 0;
+  for (const run of runs.values())
+    for (const record of run.rounds) for (const split of Object.keys(splits)) splits[split] += record[split] ? 1 : 0;
   for (const option of $("split").options) option.disabled = !splits[option.value];
   drawFinals(named);
   drawCurves(named);

@@ -43,12 +43,23 @@ export function setText(element, text) {
 export function table(caption, columns, rows, attributes = {}) {
   const heads = columns.map((column, i) => h("th", { scope: "col", class: i ? "num" : null }, column));
   const body = rows.map((cells) =>
-    h("tr", null, cells.map((cell, i) => h(i ? "td" : "th", i ? { class: "num" } : { scope: "row" }, cell)))
+    h(
+      "tr",
+      null,
+      cells.map((cell, i) => h(i ? "td" : "th", i ? { class: "num" } : { scope: "row" }, cell)),
+    ),
   );
   return h("table", attributes, h("caption", { class: "hidden" }, caption), h("thead", null, h("tr", null, heads)), h("tbody", null, body));
 }
 
 /** A name that may break after its dots and underscores and between its words. */
-export const breakable = (text) => h("span", null, String(text).split(/(?<=[._])|(?<=[a-z])(?=[A-Z])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part])));
+export const breakable = (text) =>
+  h(
+    "span",
+    null,
+    String(text)
+      .split(/(?<=[._])|(?<=[a-z])(?=[A-Z])/)
+      .flatMap((part, i) => (i ? [h("wbr"), part] : [part])),
+  );
 
 export const $ = (id) => document.getElementById(id);

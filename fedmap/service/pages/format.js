@@ -13,7 +13,12 @@ export const short = (value) => String(Number(value.toPrecision(3)));
 export const percent = (value) => (known(value) ? `${(100 * value).toFixed(value >= 0.9995 || value === 0 ? 0 : 1)} %` : MISSING);
 
 /** Whole numbers, with thin spaces between thousands. */
-export const count = (value) => (known(value) ? Math.round(value).toString().replace(/\B(?=(\d{3})+$)/g, "\u202f") : MISSING);
+export const count = (value) =>
+  known(value)
+    ? Math.round(value)
+        .toString()
+        .replace(/\B(?=(\d{3})+$)/g, "\u202f")
+    : MISSING;
 
 /** Bytes in decimal units. */
 export function bytes(value) {
@@ -82,4 +87,7 @@ export function spans(numbers) {
 export const words = (key) => String(key).replaceAll(/[-_]+/g, " ");
 
 /** The last part of a dotted path. */
-export const lastPart = (path) => String(path ?? "").split(".").pop();
+export const lastPart = (path) =>
+  String(path ?? "")
+    .split(".")
+    .pop();

@@ -2,7 +2,7 @@
 // table that says the same.
 
 import { h, s, number, setText } from "/assets/dom.js";
-import { ticks } from "/assets/chart.js";
+import { ticks } from "/assets/axes.js";
 
 const SHADES = 24;
 let made = 0;
@@ -64,17 +64,40 @@ export class Heatmap {
     const losses = [];
     const texts = [];
     const written = cell >= 40 && tall >= 18;
-    rows.forEach((_, r) => columns.forEach((_, c) => {
-      const box = `M${(left + c * cell).toFixed(2)} ${top + r * tall}h${Math.max(1, cell - gap).toFixed(2)}v${tall - gap}h-${Math.max(1, cell - gap).toFixed(2)}z`;
-      if (lost?.(r, c)) losses.push(box);
-      const number = value(r, c);
-      if (!known(number)) return;
-      const share = Math.max(0, Math.min(1, (number - low) / (high - low)));
-      shades[Math.round(share * (SHADES - 1))].push(box);
-      if (written) texts.push(s("text", { class: share > 0.66 ? "in-cell high" : share > 0.48 ? "in-cell middle" : "in-cell", x: left + (c + 0.5) * cell, y: top + (r + 0.5) * tall + 4 }, format(number)));
-    }));
-    const parts = [s("defs", null, s("pattern", { id: this.pattern, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
-      s("rect", { width: 6, height: 6, class: "lost-ground" }), s("line", { x1: 0, x2: 0, y1: 0, y2: 6, class: "lost-line" })))];
+    rows.forEach((_, r) =>
+      columns.forEach((_, c) => {
+        const box = `M${(left + c * cell).toFixed(2)} ${top + r * tall}h${Math.max(1, cell - gap).toFixed(2)}v${tall - gap}h-${Math.max(1, cell - gap).toFixed(2)}z`;
+        if (lost?.(r, c)) losses.push(box);
+        const number = value(r, c);
+        if (!known(number)) return;
+        const share = Math.max(0, Math.min(1, (number - low) / (high - low)));
+        shades[Math.round(share * (SHADES - 1))].push(box);
+        if (written)
+          texts.push(
+            s(
+              "text",
+              {
+                class: share > 0.66 ? "in-cell high" : share > 0.48 ? "in-cell middle" : "in-cell",
+                x: left + (c + 0.5) * cell,
+                y: top + (r + 0.5) * tall + 4,
+              },
+              format(number),
+            ),
+          );
+      }),
+    );
+    const parts = [
+      s(
+        "defs",
+        null,
+        s(
+          "pattern",
+          { id: this.pattern, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" },
+          s("rect", { width: 6, height: 6, class: "lost-ground" }),
+          s("line", { x1: 0, x2: 0, y1: 0, y2: 6, class: "lost-line" }),
+        ),
+      ),
+    ];
     shades.forEach((boxes, i) => {
       if (!boxes.length) return;
       const path = s("path", { class: "cell", d: boxes.join("") });
@@ -87,13 +110,21 @@ export class Heatmap {
     const every = [1, 2, 5, 10, 20, 50, 100].find((step) => step * tall >= 13) ?? 200;
     const fits = Math.floor((left - 12) / 6.6);
     rows.forEach((row, r) => {
-      if (r % every === 0) parts.push(s("text", { x: left - 7, y: top + (r + 0.5) * tall + 4, "text-anchor": "end" }, row.label.length > fits ? `${row.label.slice(0, fits - 1)}…` : row.label));
+      if (r % every === 0)
+        parts.push(
+          s(
+            "text",
+            { x: left - 7, y: top + (r + 0.5) * tall + 4, "text-anchor": "end" },
+            row.label.length > fits ? `${row.label.slice(0, fits - 1)}…` : row.label,
+          ),
+        );
     });
     if (columns.length) {
       const last = columns.at(-1);
       const step = Math.max(1, Math.ceil(ticks(columns[0], last, Math.max(2, Math.floor((cell * columns.length) / 40))).step));
       columns.forEach((round, c) => {
-        if ((round % step === 0 && (last - round >= step * 0.6)) || c === columns.length - 1) parts.push(s("text", { x: left + (c + 0.5) * cell, y: height - bottom + 16, "text-anchor": "middle" }, round));
+        if ((round % step === 0 && last - round >= step * 0.6) || c === columns.length - 1)
+          parts.push(s("text", { x: left + (c + 0.5) * cell, y: height - bottom + 16, "text-anchor": "middle" }, round));
       });
       parts.push(s("text", { x: left + (cell * columns.length) / 2, y: height - 2, "text-anchor": "middle" }, "round"));
     }
@@ -101,10 +132,22 @@ export class Heatmap {
     parts.push(...texts, this.focus);
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.svg.setAttribute("height", height);
-    this.svg.setAttribute("aria-label", `${this.options.title}: ${label}, ${rows.length} ${this.options.rowName}s by ${columns.length} rounds. Arrow keys move from cell to cell`);
+    this.svg.setAttribute(
+      "aria-label",
+      `${this.options.title}: ${label}, ${rows.length} ${this.options.rowName}s by ${columns.length} rounds. Arrow keys move from cell to cell`,
+    );
     this.svg.replaceChildren(...parts);
-    const key = [h("span", null, label), h("span", null, format(low)), h("span", { class: "ramp", "aria-hidden": "true" }), h("span", null, format(high))];
-    if (losses.length) key.push(s("svg", { viewBox: "0 0 16 12", "aria-hidden": "true" }, s("rect", { ...lostFill, width: 16, height: 12 })), h("span", null, "failed or rejected"));
+    const key = [
+      h("span", null, label),
+      h("span", null, format(low)),
+      h("span", { class: "ramp", "aria-hidden": "true" }),
+      h("span", null, format(high)),
+    ];
+    if (losses.length)
+      key.push(
+        s("svg", { viewBox: "0 0 16 12", "aria-hidden": "true" }, s("rect", { ...lostFill, width: 16, height: 12 })),
+        h("span", null, "failed or rejected"),
+      );
     this.scale.replaceChildren(...key);
     this.#drawFocus();
   }
@@ -125,8 +168,13 @@ export class Heatmap {
     const [r, c] = this.at ?? [0, 0];
     const [lastRow, lastColumn] = [this.data.rows.length - 1, this.data.columns.length - 1];
     const next = {
-      ArrowLeft: [r, Math.max(0, c - 1)], ArrowRight: [r, Math.min(lastColumn, c + 1)], ArrowUp: [Math.max(0, r - 1), c],
-      ArrowDown: [Math.min(lastRow, r + 1), c], Home: [r, 0], End: [r, lastColumn], Escape: null,
+      ArrowLeft: [r, Math.max(0, c - 1)],
+      ArrowRight: [r, Math.min(lastColumn, c + 1)],
+      ArrowUp: [Math.max(0, r - 1), c],
+      ArrowDown: [Math.min(lastRow, r + 1), c],
+      Home: [r, 0],
+      End: [r, lastColumn],
+      Escape: null,
     }[event.key];
     if (next === undefined) return;
     event.preventDefault();
@@ -158,9 +206,34 @@ export class Heatmap {
   #fillTable() {
     if (!this.details.open || !this.data) return;
     const { rows, columns, value, lost, format, label } = this.data;
-    this.rows.replaceChildren(h("table", null, h("caption", { class: "hidden" }, `${this.options.title}: ${label}`),
-      h("thead", null, h("tr", null, h("th", { scope: "col" }, this.options.rowName), columns.map((round) => h("th", { scope: "col", class: "num" }, round)))),
-      h("tbody", null, rows.map((row, r) => h("tr", null, h("th", { scope: "row" }, row.label),
-        columns.map((_, c) => h("td", { class: "num" }, lost?.(r, c) ? "left out" : number(value(r, c), format))))))));
+    this.rows.replaceChildren(
+      h(
+        "table",
+        null,
+        h("caption", { class: "hidden" }, `${this.options.title}: ${label}`),
+        h(
+          "thead",
+          null,
+          h(
+            "tr",
+            null,
+            h("th", { scope: "col" }, this.options.rowName),
+            columns.map((round) => h("th", { scope: "col", class: "num" }, round)),
+          ),
+        ),
+        h(
+          "tbody",
+          null,
+          rows.map((row, r) =>
+            h(
+              "tr",
+              null,
+              h("th", { scope: "row" }, row.label),
+              columns.map((_, c) => h("td", { class: "num" }, lost?.(r, c) ? "left out" : number(value(r, c), format))),
+            ),
+          ),
+        ),
+      ),
+    );
   }
 }

@@ -36,9 +36,21 @@ function notice(kind, ...content) {
 
 function tellConnection() {
   if (connected) notice("info");
-  else if (run && !run.active) notice("info", h("strong", null, "This run's server has ended with it"), "What is shown is complete. Past runs and downloads: ", h("code", null, "python -m fedmap dashboard outputs"));
-  else notice("warn", h("strong", null, "The server does not answer"), `${lastWord === null ? "" : `What is shown is from ${clock(lastWord)}. `}The page goes on by itself when the server is back. `,
-    h("span", null, "Past runs can be seen with "), h("code", null, "python -m fedmap dashboard outputs"));
+  else if (run && !run.active)
+    notice(
+      "info",
+      h("strong", null, "This run's server has ended with it"),
+      "What is shown is complete. Past runs and downloads: ",
+      h("code", null, "python -m fedmap dashboard outputs"),
+    );
+  else
+    notice(
+      "warn",
+      h("strong", null, "The server does not answer"),
+      `${lastWord === null ? "" : `What is shown is from ${clock(lastWord)}. `}The page goes on by itself when the server is back. `,
+      h("span", null, "Past runs can be seen with "),
+      h("code", null, "python -m fedmap dashboard outputs"),
+    );
 }
 
 function draw() {
@@ -46,7 +58,17 @@ function draw() {
   if (!run) return;
   $("empty").hidden = true;
   for (const id of ["hero", "sections", "parts"]) $(id).hidden = false;
-  parts ??= { head: new Head(), scores: new Scores(), labels: new Labels(), clients: new Clients(), maps: new Maps(), strategy: new Strategy(), cost: new Cost(), notes: new Notes(), setup: new Setup() };
+  parts ??= {
+    head: new Head(),
+    scores: new Scores(),
+    labels: new Labels(),
+    clients: new Clients(),
+    maps: new Maps(),
+    strategy: new Strategy(),
+    cost: new Cost(),
+    notes: new Notes(),
+    setup: new Setup(),
+  };
   parts.head.update(run);
   if (drawn.rounds !== run.rounds || drawn.final !== run.final || drawn.labels !== run.labels) {
     drawn = { rounds: run.rounds, final: run.final, labels: run.labels };
@@ -127,7 +149,7 @@ async function show(id) {
   listen();
 }
 
-const startOf = (runs) => (wanted ? { id: wanted } : runs.find((one) => one.current) ?? runs[0] ?? null);
+const startOf = (runs) => (wanted ? { id: wanted } : (runs.find((one) => one.current) ?? runs[0] ?? null));
 
 /** Look for the run to show, for a newer one, and for one that died without a word. */
 async function look() {
@@ -157,7 +179,13 @@ async function main() {
     try {
       await look();
     } catch (error) {
-      if (error.status) notice("bad", h("strong", null, wanted ? `Run ${wanted.replace("~", " ")} cannot be shown` : "The run cannot be shown"), `${error.message}. `, h("a", { href: "/runs" }, "All runs"));
+      if (error.status)
+        notice(
+          "bad",
+          h("strong", null, wanted ? `Run ${wanted.replace("~", " ")} cannot be shown` : "The run cannot be shown"),
+          `${error.message}. `,
+          h("a", { href: "/runs" }, "All runs"),
+        );
       else {
         connected = false;
         tellConnection();

@@ -21,7 +21,10 @@ export function bytesOf(record, direction) {
 export function bestOf(rounds) {
   const scored = rounds.filter((record) => record.validation);
   if (!scored.length) return rounds.at(-1) ?? null;
-  const wish = (record) => [(record.validation_tuned ?? record.validation).macro_f1, record.validation.loss === null ? -Infinity : -record.validation.loss];
+  const wish = (record) => [
+    (record.validation_tuned ?? record.validation).macro_f1,
+    record.validation.loss === null ? -Infinity : -record.validation.loss,
+  ];
   return scored.reduce((best, record) => {
     const [a, b] = [wish(record), wish(best)];
     return a[0] > b[0] || (a[0] === b[0] && a[1] > b[1]) ? record : best;
@@ -140,11 +143,14 @@ export class Run {
   phase() {
     if (this.status === "finished") return `Finished after ${this.roundsDone} ${this.roundsDone === 1 ? "round" : "rounds"}`;
     if (this.status === "failed") return `Failed after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds`;
-    if (this.status === "interrupted") return `Stopped after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds; the files up to there are true`;
-    if (this.status === "waiting") return this.expected ? `Waiting for clients: ${this.joined.length} of ${this.expected} have joined` : "Getting ready";
+    if (this.status === "interrupted")
+      return `Stopped after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds; the files up to there are true`;
+    if (this.status === "waiting")
+      return this.expected ? `Waiting for clients: ${this.joined.length} of ${this.expected} have joined` : "Getting ready";
     if (this.present !== null) {
       const where = `Round ${this.present} of ${this.numRounds ?? "?"}`;
-      if (this.answers.size + this.lost.size >= this.asked.length) return `${where}: the answers are aggregated and the new model is scored`;
+      if (this.answers.size + this.lost.size >= this.asked.length)
+        return `${where}: the answers are aggregated and the new model is scored`;
       return `${where}: ${this.answers.size} of ${this.asked.length} clients have answered${this.lost.size ? `, ${this.lost.size} left out` : ""}`;
     }
     if (this.numRounds && this.roundsDone >= this.numRounds) return "All rounds are done; the chosen model is being scored and saved";
@@ -155,8 +161,10 @@ export class Run {
   /** All clients in the order of their numbers, each with what the rounds and the events tell. */
   clients() {
     const found = new Map();
-    const get = (id) => { // made where it is first heard of
-      if (!found.has(id)) found.set(id, { id, asked: 0, ok: 0, problems: [], weights: [], record: null, lastRecord: null, lastRound: null });
+    const get = (id) => {
+      // made where it is first heard of
+      if (!found.has(id))
+        found.set(id, { id, asked: 0, ok: 0, problems: [], weights: [], record: null, lastRecord: null, lastRound: null });
       return found.get(id);
     };
     for (const round of this.rounds) {
@@ -177,19 +185,25 @@ export class Run {
     for (const id of [...this.asked, ...this.joined]) get(id);
     for (const id of this.lastSeen.keys()) get(id);
     for (const id of Object.keys(this.final?.clients ?? {})) get(Number(id));
-    return [...found.values()].sort((a, b) => a.id - b.id).map((client) => {
-      const answer = this.present === null ? null : this.answers.get(client.id) ?? null;
-      const shown = answer ?? client.lastRecord;
-      const training = this.active && this.asked.includes(client.id);
-      return {
-        ...client,
-        status: training ? (answer ? "answered" : this.lost.get(client.id)?.status ?? "training") : client.record?.status ?? (this.joined.includes(client.id) ? "joined" : "idle"),
-        shown,
-        signals: shown?.signals ?? {},
-        lastSeen: this.lastSeen.get(client.id) ?? null,
-        test: this.final?.clients?.[client.id] ?? null,
-      };
-    });
+    return [...found.values()]
+      .sort((a, b) => a.id - b.id)
+      .map((client) => {
+        const answer = this.present === null ? null : (this.answers.get(client.id) ?? null);
+        const shown = answer ?? client.lastRecord;
+        const training = this.active && this.asked.includes(client.id);
+        return {
+          ...client,
+          status: training
+            ? answer
+              ? "answered"
+              : (this.lost.get(client.id)?.status ?? "training")
+            : (client.record?.status ?? (this.joined.includes(client.id) ? "joined" : "idle")),
+          shown,
+          signals: shown?.signals ?? {},
+          lastSeen: this.lastSeen.get(client.id) ?? null,
+          test: this.final?.clients?.[client.id] ?? null,
+        };
+      });
   }
 
   /** Updates that were left out, one entry per client and reason with the rounds, the latest first. */

@@ -22,10 +22,25 @@ let runs = [];
 let order = { at: 0, down: true };
 let told = null;
 
-const heads = COLUMNS.map((column, i) => h("th", { scope: "col", class: column.num ? "num" : null }, h("button", { type: "button", class: "sort", onclick: () => sort(i) }, column.name)));
+const heads = COLUMNS.map((column, i) =>
+  h(
+    "th",
+    { scope: "col", class: column.num ? "num" : null },
+    h("button", { type: "button", class: "sort", onclick: () => sort(i) }, column.name),
+  ),
+);
 const body = h("tbody");
-const table = h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs" }, h("table", { id: "runs-table" }, h("caption", { class: "hidden" }, "Runs"),
-  h("thead", null, h("tr", null, h("th", { scope: "col", class: "pick" }, h("span", { class: "hidden" }, "Choose")), heads)), body));
+const table = h(
+  "div",
+  { class: "scroll", tabindex: 0, role: "region", "aria-label": "Runs" },
+  h(
+    "table",
+    { id: "runs-table" },
+    h("caption", { class: "hidden" }, "Runs"),
+    h("thead", null, h("tr", null, h("th", { scope: "col", class: "pick" }, h("span", { class: "hidden" }, "Choose")), heads)),
+    body,
+  ),
+);
 
 function sort(at) {
   order = { at, down: order.at === at ? !order.down : at === 0 || Boolean(COLUMNS[at].num) };
@@ -48,33 +63,54 @@ function tellChosen() {
 
 function row(run) {
   const name = run.id.replace("~", " ");
-  const box = h("input", { type: "checkbox", "aria-label": `Choose run ${name}`, checked: chosen.has(run.id), onchange: (event) => {
-    if (event.currentTarget.checked) chosen.add(run.id);
-    else chosen.delete(run.id);
-    tellChosen();
-  } });
+  const box = h("input", {
+    type: "checkbox",
+    "aria-label": `Choose run ${name}`,
+    checked: chosen.has(run.id),
+    onchange: (event) => {
+      if (event.currentTarget.checked) chosen.add(run.id);
+      else chosen.delete(run.id);
+      tellChosen();
+    },
+  });
   const short = (value) => (value ? breakable(lastPart(value)) : h("span", { class: "missing" }, "–"));
-  return h("tr", { "data-run": run.id },
+  return h(
+    "tr",
+    { "data-run": run.id },
     h("td", { class: "pick" }, box),
-    h("th", { scope: "row" }, h("span", null, h("a", { href: runLink(run.id), title: run.started ? `started ${clock(run.started)}` : null }, name), run.current ? h("span", { class: "now" }, "this server's") : null)),
+    h(
+      "th",
+      { scope: "row" },
+      h(
+        "span",
+        null,
+        h("a", { href: runLink(run.id), title: run.started ? `started ${clock(run.started)}` : null }, name),
+        run.current ? h("span", { class: "now" }, "this server's") : null,
+      ),
+    ),
     h("td", { class: "wide" }, h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status)),
-    h("td", { class: "wide", "data-name": "Strategy" }, short(run.strategy)), h("td", { class: "wide", "data-name": "Model" }, short(run.model)), h("td", { class: "wide", "data-name": "Data" }, short(run.dataset)),
+    h("td", { class: "wide", "data-name": "Strategy" }, short(run.strategy)),
+    h("td", { class: "wide", "data-name": "Model" }, short(run.model)),
+    h("td", { class: "wide", "data-name": "Data" }, short(run.dataset)),
     h("td", { class: "num", "data-name": "Rounds" }, h("span", null, `${run.rounds_done ?? 0} of ${run.num_rounds ?? "?"}`)),
     h("td", { class: "num", "data-name": "Best" }, number(run.best_round, String)),
     h("td", { class: "num", "data-name": "Validation" }, number(run.validation_macro_f1, score)),
-    h("td", { class: "num", "data-name": "Test" }, number(run.test_macro_f1, score)));
+    h("td", { class: "num", "data-name": "Test" }, number(run.test_macro_f1, score)),
+  );
 }
 
 function draw() {
   const find = $("find").value.trim().toLowerCase();
   const text = (run) => [run.id, run.status, run.strategy, run.model, run.dataset].join(" ").toLowerCase();
   const { sort: key } = COLUMNS[order.at];
-  const shown = runs.filter((run) => text(run).includes(find)).sort((a, b) => {
-    const [x, y] = [key(a) ?? null, key(b) ?? null];
-    if (x === null || y === null) return (x === null) - (y === null);
-    const least = typeof x === "string" ? x.localeCompare(y) : x - y;
-    return order.down ? -least : least;
-  });
+  const shown = runs
+    .filter((run) => text(run).includes(find))
+    .sort((a, b) => {
+      const [x, y] = [key(a) ?? null, key(b) ?? null];
+      if (x === null || y === null) return (x === null) - (y === null);
+      const least = typeof x === "string" ? x.localeCompare(y) : x - y;
+      return order.down ? -least : least;
+    });
   heads.forEach((head, i) => {
     if (i === order.at) head.setAttribute("aria-sort", order.down ? "descending" : "ascending");
     else head.removeAttribute("aria-sort");
@@ -82,11 +118,22 @@ function draw() {
   const focused = document.activeElement?.closest?.("tr")?.dataset.run;
   const kind = document.activeElement?.tagName;
   body.replaceChildren(...shown.map(row));
-  if (focused) [...body.children].find((one) => one.dataset.run === focused)?.querySelector(kind)?.focus({ preventScroll: true });
+  if (focused)
+    [...body.children]
+      .find((one) => one.dataset.run === focused)
+      ?.querySelector(kind)
+      ?.focus({ preventScroll: true });
   $("empty").hidden = runs.length > 0;
   $("tools").hidden = runs.length < 1;
   $("list").hidden = !runs.length;
-  setText($("runs-note"), runs.length ? (shown.length === runs.length ? `${count(runs.length)} ${runs.length === 1 ? "run" : "runs"}` : `${count(shown.length)} of ${count(runs.length)} runs`) : "");
+  setText(
+    $("runs-note"),
+    runs.length
+      ? shown.length === runs.length
+        ? `${count(runs.length)} ${runs.length === 1 ? "run" : "runs"}`
+        : `${count(shown.length)} of ${count(runs.length)} runs`
+      : "",
+  );
   tellChosen();
 }
 
@@ -105,7 +152,14 @@ async function main() {
       }
     } catch (error) {
       $("notice").hidden = false;
-      $("notice").replaceChildren(h("div", { class: "box warn" }, h("strong", null, "The runs cannot be read"), error.status ? error.message : "The server does not answer; the page tries again by itself."));
+      $("notice").replaceChildren(
+        h(
+          "div",
+          { class: "box warn" },
+          h("strong", null, "The runs cannot be read"),
+          error.status ? error.message : "The server does not answer; the page tries again by itself.",
+        ),
+      );
     }
     await new Promise((done) => setTimeout(done, 5000));
   }

@@ -31,7 +31,11 @@ export function scoreSeries(rounds, name) {
 export class Scores {
   constructor() {
     const place = $("score-charts");
-    this.charts = [["macro_f1", "Macro-F1"], ["micro_f1", "Micro-F1"], ["loss", "Loss"]].map(([name, title]) => {
+    this.charts = [
+      ["macro_f1", "Macro-F1"],
+      ["micro_f1", "Micro-F1"],
+      ["loss", "Loss"],
+    ].map(([name, title]) => {
       const chart = new Chart(place, { title, format: score, tick: short });
       if (name !== "loss") chart.off.add("clients");
       chart.element.dataset.chart = name;
@@ -45,7 +49,11 @@ export class Scores {
     const scored = rounds.some((record) => record.validation || record.test);
     for (const { name, chart } of this.charts) {
       if (rounds.length && !scored) chart.off.delete("clients"); // then there is nothing else to see
-      chart.update({ x, series: scoreSeries(rounds, name), marks: best && scored && rounds.length > 1 ? [{ x: best.round_index, label: "best" }] : [] });
+      chart.update({
+        x,
+        series: scoreSeries(rounds, name),
+        marks: best && scored && rounds.length > 1 ? [{ x: best.round_index, label: "best" }] : [],
+      });
     }
   }
 }
@@ -59,17 +67,33 @@ export class Labels {
     const rounds = run.rounds.filter((record) => record.label_f1?.length);
     const final = run.final?.labels ?? [];
     $("label-map").hidden = !rounds.length;
-    setText($("labels-note"), rounds.length ? `The map: validation rows, round by round${rounds.some((r) => r.validation_tuned) ? ", at thresholds tuned there" : ""}. The table: test rows, the chosen model, when the run has ended.`
-      : final.length ? "Test rows, the chosen model." : "");
+    setText(
+      $("labels-note"),
+      rounds.length
+        ? `The map: validation rows, round by round${rounds.some((r) => r.validation_tuned) ? ", at thresholds tuned there" : ""}. The table: test rows, the chosen model, when the run has ended.`
+        : final.length
+          ? "Test rows, the chosen model."
+          : "",
+    );
     if (rounds.length) {
       this.map.update({
-        label: "F1", domain: [0, 1], format: (value) => value.toFixed(2), columns: rounds.map((record) => record.round_index),
-        rows: run.labels.map((label, i) => ({ key: String(i), label })), value: (r, c) => rounds[c].label_f1[r],
+        label: "F1",
+        domain: [0, 1],
+        format: (value) => value.toFixed(2),
+        columns: rounds.map((record) => record.round_index),
+        rows: run.labels.map((label, i) => ({ key: String(i), label })),
+        value: (r, c) => rounds[c].label_f1[r],
       });
     }
     const place = $("label-table");
     if (!final.length) {
-      place.replaceChildren(h("p", { class: "quiet-empty" }, run.active || rounds.length ? "Test scores by label follow when the run has ended." : "No scores by label were measured."));
+      place.replaceChildren(
+        h(
+          "p",
+          { class: "quiet-empty" },
+          run.active || rounds.length ? "Test scores by label follow when the run has ended." : "No scores by label were measured.",
+        ),
+      );
       return;
     }
     const ordered = [...final].sort((a, b) => b.support - a.support || a.label.localeCompare(b.label));
@@ -79,9 +103,22 @@ export class Labels {
       fill.style.setProperty("--share", `${100 * row.f1}%`);
       return h("div", { class: "meter" }, h("span", { class: "track", "aria-hidden": "true" }, fill), number(row.f1, score));
     };
-    const rows = ordered.map((row) => [row.label, meter(row), number(row.precision, score), number(row.recall, score), number(row.support, count), ...(tuned ? [number(row.threshold, score)] : [])]);
+    const rows = ordered.map((row) => [
+      row.label,
+      meter(row),
+      number(row.precision, score),
+      number(row.recall, score),
+      number(row.support, count),
+      ...(tuned ? [number(row.threshold, score)] : []),
+    ]);
     const columns = ["Label", "F1", "Precision", "Recall", "Rows", ...(tuned ? ["Threshold"] : [])];
-    place.replaceChildren(h("div", { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Scores by label on test rows" }, table("Scores by label on test rows", columns, rows, { id: "labels-final" })));
+    place.replaceChildren(
+      h(
+        "div",
+        { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Scores by label on test rows" },
+        table("Scores by label on test rows", columns, rows, { id: "labels-final" }),
+      ),
+    );
   }
 }
 
@@ -96,13 +133,29 @@ export class Cost {
   update(run) {
     const rounds = run.rounds.filter((record) => record.round_index > 0);
     const x = rounds.map((record) => record.round_index);
-    this.bytes.update({ x, series: [
-      { key: "up", label: "clients to server", tone: 1, values: rounds.map((record) => bytesOf(record, "bytes_up")) },
-      { key: "down", label: "server to clients", tone: 3, values: rounds.map((record) => bytesOf(record, "bytes_down")) },
-    ] });
+    this.bytes.update({
+      x,
+      series: [
+        { key: "up", label: "clients to server", tone: 1, values: rounds.map((record) => bytesOf(record, "bytes_up")) },
+        { key: "down", label: "server to clients", tone: 3, values: rounds.map((record) => bytesOf(record, "bytes_down")) },
+      ],
+    });
     const phases = [...new Set(rounds.flatMap((record) => Object.keys(record.seconds)))];
-    this.seconds.update({ x, series: phases.map((phase, i) => ({ key: phase, label: PHASES[phase] ?? phase, tone: [1, 2, 4, 3, 5, 6, 7, 8][i % 8], values: rounds.map((record) => record.seconds[phase] ?? null) })) });
+    this.seconds.update({
+      x,
+      series: phases.map((phase, i) => ({
+        key: phase,
+        label: PHASES[phase] ?? phase,
+        tone: [1, 2, 4, 3, 5, 6, 7, 8][i % 8],
+        values: rounds.map((record) => record.seconds[phase] ?? null),
+      })),
+    });
     const seconds = sum(rounds.map((record) => sum(Object.values(record.seconds))));
-    setText($("cost-note"), rounds.length ? `${duration(seconds)} in ${rounds.length} ${rounds.length === 1 ? "round" : "rounds"}. Bytes are the models' and signals', without the transport's own.` : "");
+    setText(
+      $("cost-note"),
+      rounds.length
+        ? `${duration(seconds)} in ${rounds.length} ${rounds.length === 1 ? "round" : "rounds"}. Bytes are the models' and signals', without the transport's own.`
+        : "",
+    );
   }
 }

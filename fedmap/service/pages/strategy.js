@@ -5,7 +5,11 @@ import { clock, count, lastPart, plain, score, short, spans, words } from "/asse
 import { Chart } from "/assets/chart.js";
 import { isPerClient } from "/assets/maps.js";
 
-const LEADERS = [["teacher-score", "teacher", 1, 0], ["student-score", "student", 2, 1], ["score-by-examples", "weights by examples", 7, 2]];
+const LEADERS = [
+  ["teacher-score", "teacher", 1, 0],
+  ["student-score", "student", 2, 1],
+  ["score-by-examples", "weights by examples", 7, 2],
+];
 const SPOKEN = new Set([...LEADERS.map(([key]) => key), "student-leads", "score"]);
 
 /** A nested mapping as dotted keys and plain values. */
@@ -16,9 +20,22 @@ export function flat(value, prefix = "") {
   return [[prefix, typeof value === "string" ? value : JSON.stringify(value)]];
 }
 
-const keyTable = (name, pairs) => h("div", { class: "scroll" }, h("table", { class: "keys" }, h("caption", { class: "hidden" }, name),
-  h("thead", { class: "hidden" }, h("tr", null, h("th", { scope: "col" }, "Key"), h("th", { scope: "col" }, "Value"))),
-  h("tbody", null, pairs.map(([key, value]) => h("tr", null, h("th", { scope: "row" }, breakable(key)), h("td", null, breakable(value)))))));
+const keyTable = (name, pairs) =>
+  h(
+    "div",
+    { class: "scroll" },
+    h(
+      "table",
+      { class: "keys" },
+      h("caption", { class: "hidden" }, name),
+      h("thead", { class: "hidden" }, h("tr", null, h("th", { scope: "col" }, "Key"), h("th", { scope: "col" }, "Value"))),
+      h(
+        "tbody",
+        null,
+        pairs.map(([key, value]) => h("tr", null, h("th", { scope: "row" }, breakable(key)), h("td", null, breakable(value)))),
+      ),
+    ),
+  );
 
 export class Strategy {
   constructor() {
@@ -47,30 +64,62 @@ export class Strategy {
     const keys = [...new Set(rounds.flatMap((record) => Object.keys(record.diagnostics)))].filter((key) => !isPerClient(key));
     const of = (key) => rounds.map((record) => record.diagnostics[key] ?? null);
     const led = rounds.filter((record) => record.diagnostics["student-leads"]).map((record) => record.round_index);
-    setText($("strategy-note"), [settings._target_ ? lastPart(settings._target_) : "", keys.includes("teacher-score") ? (led.length ? `the student led in ${led.length === 1 ? "round" : "rounds"} ${spans(led)}` : "the teacher has led so far") : ""].filter(Boolean).join("; "));
+    setText(
+      $("strategy-note"),
+      [
+        settings._target_ ? lastPart(settings._target_) : "",
+        keys.includes("teacher-score")
+          ? led.length
+            ? `the student led in ${led.length === 1 ? "round" : "rounds"} ${spans(led)}`
+            : "the teacher has led so far"
+          : "",
+      ]
+        .filter(Boolean)
+        .join("; "),
+    );
     if (keys.some((key) => key === "teacher-score" || key === "student-score")) {
-      this.#chart(this.large, "teacher-student", { title: "Teacher against student", note: "score on the validation rows", format: score, tick: short })
-        .update({ x, series: LEADERS.map(([key, label, tone, dash]) => ({ key, label, tone, dash, values: of(key) })) });
+      this.#chart(this.large, "teacher-student", {
+        title: "Teacher against student",
+        note: "score on the validation rows",
+        format: score,
+        tick: short,
+      }).update({ x, series: LEADERS.map(([key, label, tone, dash]) => ({ key, label, tone, dash, values: of(key) })) });
     }
     const alphas = keys.filter((key) => key.startsWith("alpha-"));
     if (alphas.length) {
-      this.#chart(this.large, "alphas", { title: "Alphas", note: "how much each feature counts", format: score, tick: short })
-        .update({ x, series: alphas.map((key, i) => ({ key, label: words(key.slice(6)), tone: (i % 8) + 1, dash: i % 4, values: of(key) })) });
+      this.#chart(this.large, "alphas", { title: "Alphas", note: "how much each feature counts", format: score, tick: short }).update({
+        x,
+        series: alphas.map((key, i) => ({ key, label: words(key.slice(6)), tone: (i % 8) + 1, dash: i % 4, values: of(key) })),
+      });
     }
-    const others = keys.filter((key) => !key.startsWith("alpha-") && !(SPOKEN.has(key) && (key !== "score" || keys.includes("teacher-score"))));
+    const others = keys.filter(
+      (key) => !key.startsWith("alpha-") && !(SPOKEN.has(key) && (key !== "score" || keys.includes("teacher-score"))),
+    );
     others.forEach((key, i) => {
       const values = of(key);
       const last = values.findLast((value) => value !== null);
-      this.#chart(this.small, `of ${key}`, { title: words(key), format: plain, height: 130, legend: false })
-        .update({ x, series: [{ key, label: words(key), tone: (i % 8) + 1, values }], note: plain(last) });
+      this.#chart(this.small, `of ${key}`, { title: words(key), format: plain, height: 130, legend: false }).update({
+        x,
+        series: [{ key, label: words(key), tone: (i % 8) + 1, values }],
+        note: plain(last),
+      });
     });
     this.none.hidden = keys.length > 0;
-    setText(this.none, rounds.length ? "This strategy reports no numbers of its own; its weights are in the map above." : "The strategy reports after the first round.");
+    setText(
+      this.none,
+      rounds.length
+        ? "This strategy reports no numbers of its own; its weights are in the map above."
+        : "The strategy reports after the first round.",
+    );
     const told = JSON.stringify(settings);
     if (told !== this.told) {
       this.told = told;
       const pairs = flat(settings).filter(([key]) => key);
-      this.settings.replaceChildren(...(pairs.length ? [h("details", { class: "fold" }, h("summary", null, `Settings (${pairs.length})`), keyTable("Settings of the strategy", pairs))] : []));
+      this.settings.replaceChildren(
+        ...(pairs.length
+          ? [h("details", { class: "fold" }, h("summary", null, `Settings (${pairs.length})`), keyTable("Settings of the strategy", pairs))]
+          : []),
+      );
     }
   }
 }
@@ -85,10 +134,17 @@ export class Notes {
     const known = new Set(told.map((note) => note.text));
     const times = new Map(run.notes.filter((note) => note.time !== null).map((note) => [note.text, note.time]));
     for (const note of told) note.time = times.get(note.text) ?? null;
-    const lost = new Set(run.rounds.flatMap((record) => record.clients.filter((client) => client.status !== "ok")
-      .map((client) => `client ${client.client_id} is left out of round ${record.round_index}: ${client.reason}`))); // which stand among the clients
+    const lost = new Set(
+      run.rounds.flatMap((record) =>
+        record.clients
+          .filter((client) => client.status !== "ok")
+          .map((client) => `client ${client.client_id} is left out of round ${record.round_index}: ${client.reason}`),
+      ),
+    ); // which stand among the clients
     const extra = run.notes.filter((note) => !known.has(note.text) && !lost.has(note.text));
-    const notes = [...told, ...extra].map((note, i) => ({ ...note, i })).sort((a, b) => (b.round ?? run.roundsDone + 1) - (a.round ?? run.roundsDone + 1) || (b.time ?? 0) - (a.time ?? 0) || b.i - a.i);
+    const notes = [...told, ...extra]
+      .map((note, i) => ({ ...note, i }))
+      .sort((a, b) => (b.round ?? run.roundsDone + 1) - (a.round ?? run.roundsDone + 1) || (b.time ?? 0) - (a.time ?? 0) || b.i - a.i);
     const key = `${notes.length} ${this.all} ${notes[0]?.text}`;
     if (key === this.key) return;
     this.key = key;
@@ -98,9 +154,28 @@ export class Notes {
       return;
     }
     const shown = this.all ? notes : notes.slice(0, 40);
-    const when = (note) => [!note.round ? null : `round ${note.round}`, note.time === null ? null : clock(note.time)].filter(Boolean).join(", ");
-    const list = h("ul", { class: "note-list", tabindex: 0, "aria-label": "Notes, the latest first" }, shown.map((note) => h("li", null, h("span", { class: "when" }, when(note)), h("span", { class: "text" }, note.text))));
-    const more = notes.length > 40 ? h("button", { type: "button", class: "below", onclick: () => { this.all = !this.all; this.update(run); } }, this.all ? "Show the latest 40" : `Show all ${count(notes.length)}`) : null;
+    const when = (note) =>
+      [!note.round ? null : `round ${note.round}`, note.time === null ? null : clock(note.time)].filter(Boolean).join(", ");
+    const list = h(
+      "ul",
+      { class: "note-list", tabindex: 0, "aria-label": "Notes, the latest first" },
+      shown.map((note) => h("li", null, h("span", { class: "when" }, when(note)), h("span", { class: "text" }, note.text))),
+    );
+    const more =
+      notes.length > 40
+        ? h(
+            "button",
+            {
+              type: "button",
+              class: "below",
+              onclick: () => {
+                this.all = !this.all;
+                this.update(run);
+              },
+            },
+            this.all ? "Show the latest 40" : `Show all ${count(notes.length)}`,
+          )
+        : null;
     place.replaceChildren(...[list, more].filter(Boolean));
   }
 }
@@ -110,11 +185,19 @@ export class Setup {
     const told = JSON.stringify([run.config, run.versions]);
     if (told === this.told) return;
     this.told = told;
-    const parts = [["Configuration", flat(run.config)], ["Software", flat(run.versions.software ?? {})], ["Machine", flat(run.versions.machine ?? {})]]
-      .map(([name, pairs]) => [name, pairs.filter(([key]) => key)]).filter(([, pairs]) => pairs.length);
-    $("setup-body").replaceChildren(...(parts.length
-      ? parts.map(([name, pairs]) => h("details", { class: "fold" }, h("summary", null, `${name} (${pairs.length} keys)`), keyTable(name, pairs)))
-      : [h("p", { class: "quiet-empty" }, "Not written yet.")]));
+    const parts = [
+      ["Configuration", flat(run.config)],
+      ["Software", flat(run.versions.software ?? {})],
+      ["Machine", flat(run.versions.machine ?? {})],
+    ]
+      .map(([name, pairs]) => [name, pairs.filter(([key]) => key)])
+      .filter(([, pairs]) => pairs.length);
+    $("setup-body").replaceChildren(
+      ...(parts.length
+        ? parts.map(([name, pairs]) =>
+            h("details", { class: "fold" }, h("summary", null, `${name} (${pairs.length} keys)`), keyTable(name, pairs)),
+          )
+        : [h("p", { class: "quiet-empty" }, "Not written yet.")]),
+    );
   }
 }
-

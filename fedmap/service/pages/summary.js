@@ -73,7 +73,9 @@ export class Head {
     const trained = sum(run.rounds.map((record) => sum(Object.values(record.seconds))));
     const facts = [
       ["started", run.startedAt === null ? null : clock(run.startedAt)],
-      run.active ? ["elapsed", run.startedAt === null ? null : whole(Math.max(0, now - run.startedAt))] : ["in rounds", trained ? duration(trained) : null],
+      run.active
+        ? ["elapsed", run.startedAt === null ? null : whole(Math.max(0, now - run.startedAt))]
+        : ["in rounds", trained ? duration(trained) : null],
       ["time left", left === null ? null : left < 1 ? "a moment" : `about ${whole(left)}`],
     ].filter(([, value]) => value !== null);
     const key = JSON.stringify(facts);
@@ -89,13 +91,41 @@ export class Head {
     const box = $("run-box");
     box.hidden = false;
     if (run.status === "failed") {
-      box.replaceChildren(h("div", { class: "box bad", role: "alert" }, h("strong", null, "The run failed"), run.reason || "No reason was given; see the log in the run's folder."));
+      box.replaceChildren(
+        h(
+          "div",
+          { class: "box bad", role: "alert" },
+          h("strong", null, "The run failed"),
+          run.reason || "No reason was given; see the log in the run's folder.",
+        ),
+      );
     } else if (run.status === "interrupted") {
-      box.replaceChildren(h("div", { class: "box warn" }, h("strong", null, "The run was stopped"), "Its process has ended without a word. Rounds and models up to there are kept."));
+      box.replaceChildren(
+        h(
+          "div",
+          { class: "box warn" },
+          h("strong", null, "The run was stopped"),
+          "Its process has ended without a word. Rounds and models up to there are kept.",
+        ),
+      );
     } else if (run.status === "waiting") {
       const local = run.config.runtime?.name === "local";
-      const who = run.joined.length ? `Joined: ${run.joined.slice(0, 20).map((id) => `client ${id}`).join(", ")}${run.joined.length > 20 ? ", …" : ""}` : local ? "The clients are getting ready" : "No client has joined yet";
-      box.replaceChildren(h("div", { class: "box info" }, h("strong", null, who), local ? "The first round begins by itself." : ["Each client joins with", h("pre", null, "python client_main.py client_id=0")]));
+      const who = run.joined.length
+        ? `Joined: ${run.joined
+            .slice(0, 20)
+            .map((id) => `client ${id}`)
+            .join(", ")}${run.joined.length > 20 ? ", …" : ""}`
+        : local
+          ? "The clients are getting ready"
+          : "No client has joined yet";
+      box.replaceChildren(
+        h(
+          "div",
+          { class: "box info" },
+          h("strong", null, who),
+          local ? "The first round begins by itself." : ["Each client joins with", h("pre", null, "python client_main.py client_id=0")],
+        ),
+      );
     } else {
       box.hidden = true;
       box.replaceChildren();
@@ -105,15 +135,30 @@ export class Head {
   async #fillDownloads() {
     const list = $("download-list");
     const { id } = this.run;
-    const link = (href, name, size) => h("li", null, h("a", { href, download: true }, h("span", null, name), h("span", { class: "muted" }, size === undefined ? "" : bytes(size))));
+    const link = (href, name, size) =>
+      h(
+        "li",
+        null,
+        h("a", { href, download: true }, h("span", null, name), h("span", { class: "muted" }, size === undefined ? "" : bytes(size))),
+      );
     try {
       const files = (await listFiles(id)).map((file) => (typeof file === "string" ? { name: file } : file));
       const has = (folder) => files.some((file) => file.name.startsWith(`${folder}/`));
       const models = ["best", "last"].filter(has);
       const results = files.filter((file) => !/^(best|last)\//.test(file.name));
       list.replaceChildren(
-        models.length ? h("h3", null, "Model") : null, h("ul", null, models.map((which) => link(modelLink(id, which), which === "best" ? "chosen model (best.zip)" : "last model (last.zip)"))),
-        results.length ? h("h3", null, "Results") : null, h("ul", null, results.map((file) => link(fileLink(id, file.name), file.name, file.size ?? file.bytes))),
+        models.length ? h("h3", null, "Model") : null,
+        h(
+          "ul",
+          null,
+          models.map((which) => link(modelLink(id, which), which === "best" ? "chosen model (best.zip)" : "last model (last.zip)")),
+        ),
+        results.length ? h("h3", null, "Results") : null,
+        h(
+          "ul",
+          null,
+          results.map((file) => link(fileLink(id, file.name), file.name, file.size ?? file.bytes)),
+        ),
       );
       if (!files.length) list.replaceChildren(h("p", { class: "quiet-empty" }, "Nothing has been written yet."));
     } catch (error) {
@@ -122,7 +167,8 @@ export class Head {
   }
 }
 
-const tile = (title, value, note, name) => h("div", { class: "tile", "data-tile": name }, h("h3", null, title), h("div", { class: "value" }, value), h("p", null, note));
+const tile = (title, value, note, name) =>
+  h("div", { class: "tile", "data-tile": name }, h("h3", null, title), h("div", { class: "value" }, value), h("p", null, note));
 
 /** The key figures; validation and test apart. */
 export function drawTiles(run) {
@@ -139,17 +185,51 @@ export function drawTiles(run) {
   const down = sum(trained.map((record) => bytesOf(record, "bytes_down") ?? 0));
   const perRound = trained.length ? sum(trained.map((record) => sum(Object.values(record.seconds)))) / trained.length : null;
   const own = run.rounds.findLast((record) => record.clients_validation)?.clients_validation;
-  const at = (tunedOnes, plainOnes) => (tunedOnes ? ["tuned thresholds; ", number(plainOnes?.macro_f1, score), " at 0.5"] : plainOnes ? "at the model's own decision" : "no such rows on the server");
+  const at = (tunedOnes, plainOnes) =>
+    tunedOnes
+      ? ["tuned thresholds; ", number(plainOnes?.macro_f1, score), " at 0.5"]
+      : plainOnes
+        ? "at the model's own decision"
+        : "no such rows on the server";
   $("tiles").replaceChildren(
-    tile("Best round", best ? [h("data", { value: best.round_index }, best.round_index), h("small", null, ` of ${run.numRounds ?? "?"}`)] : "–", validation ? "by macro-F1 on validation" : "the last one: no validation rows", "best-round"),
+    tile(
+      "Best round",
+      best ? [h("data", { value: best.round_index }, best.round_index), h("small", null, ` of ${run.numRounds ?? "?"}`)] : "–",
+      validation ? "by macro-F1 on validation" : "the last one: no validation rows",
+      "best-round",
+    ),
     tile("Validation macro-F1", number((tuned ?? validation)?.macro_f1, score), at(tuned, validation), "validation-macro"),
-    tile("Test macro-F1", number((testTuned ?? test)?.macro_f1, score), testTuned ? at(testTuned, test) : test ? `${tuned ? "at 0.5" : "own decision"}; chooses nothing` : "no such rows on the server", "test-macro"),
+    tile(
+      "Test macro-F1",
+      number((testTuned ?? test)?.macro_f1, score),
+      testTuned ? at(testTuned, test) : test ? `${tuned ? "at 0.5" : "own decision"}; chooses nothing` : "no such rows on the server",
+      "test-macro",
+    ),
     validation || !own
-      ? tile("Validation loss", number(validation?.loss, score), last?.validation && best !== last ? ["last round ", number(last.validation.loss, score)] : "of the best round", "validation-loss")
+      ? tile(
+          "Validation loss",
+          number(validation?.loss, score),
+          last?.validation && best !== last ? ["last round ", number(last.validation.loss, score)] : "of the best round",
+          "validation-loss",
+        )
       : tile("Clients' validation macro-F1", number(own.macro_f1, score), "their own models and rows, pooled", "clients-validation"),
-    tile("Clients used", asked ? [h("data", { value: used }, used), h("small", null, ` of ${asked}`)] : "–", left ? `${count(left)} updates left out in all` : asked ? "none left out so far" : "no round yet", "clients"),
-    tile("Bytes moved", trained.length ? number(up + down, bytes) : "–", trained.length ? `${bytes(up)} up, ${bytes(down)} down` : "no round yet", "bytes"),
-    tile("Time per round", number(perRound, duration), trained.length ? `mean of ${trained.length} ${trained.length === 1 ? "round" : "rounds"}` : "no round yet", "seconds"),
+    tile(
+      "Clients used",
+      asked ? [h("data", { value: used }, used), h("small", null, ` of ${asked}`)] : "–",
+      left ? `${count(left)} updates left out in all` : asked ? "none left out so far" : "no round yet",
+      "clients",
+    ),
+    tile(
+      "Bytes moved",
+      trained.length ? number(up + down, bytes) : "–",
+      trained.length ? `${bytes(up)} up, ${bytes(down)} down` : "no round yet",
+      "bytes",
+    ),
+    tile(
+      "Time per round",
+      number(perRound, duration),
+      trained.length ? `mean of ${trained.length} ${trained.length === 1 ? "round" : "rounds"}` : "no round yet",
+      "seconds",
+    ),
   );
 }
-
