@@ -9,6 +9,7 @@ front is seen as a growing delay and not as a lower rate.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 _CONNECTIONS = 16
+_PATIENCE = 10.0  # seconds for the last answers
 _NICENESS = 10  # what asks is not what is measured
 
 
@@ -52,6 +54,7 @@ async def _ask(host: str, port: int, paths: asyncio.Queue[tuple[float, str]], se
             await reader.readexactly(int(length))
             seen.statuses[head[9:12]] += 1
             seen.delays.append(time.perf_counter() - due)
+            paths.task_done()
     finally:
         writer.close()
 
@@ -84,11 +87,14 @@ async def load(url: str, run_id: str, watchers: int, per_second: float, seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         paths.put_nowait((due, turn[index % len(turn)]))
     await asyncio.sleep(max(0.0, begin + seconds - time.perf_counter()))
+    asked = int(per_second * seconds)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(paths.join(), _PATIENCE)
     for task in tasks:
         task.cancel()
     ended = await asyncio.gather(*tasks, return_exceptions=True)
     seen.statuses["broken"] = sum(isinstance(end, Exception) and not isinstance(end, asyncio.CancelledError) for end in ended)
-    seen.statuses["unanswered"] = paths.qsize()
+    seen.statuses["unanswered"] = asked - len(seen.delays)
     return seen
 
 

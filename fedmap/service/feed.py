@@ -53,16 +53,14 @@ class Feed:
         """How many whole lines have been read."""
         return len(self._starts) - 1
 
-    def refresh(self) -> bool:
-        """Read what is new; returns whether there was something. May be called from any thread."""
+    def refresh(self) -> None:
+        """Read what is new. May be called from any thread."""
         with self._lock:
-            before = self.count
             try:
                 found = self.path.stat()
                 if found.st_ino != self._identity or found.st_size < self._starts[-1]:  # another file, e.g. a folder used again
                     self._forget()
                     self._identity = found.st_ino
-                    before = 0
                 if found.st_size > self._starts[-1]:
                     with self.path.open("rb") as file:
                         file.seek(self._starts[-1])
@@ -71,8 +69,7 @@ class Feed:
                                 break  # is still being written
                             self._take(line)
             except OSError:  # it is not there yet, or has been taken away
-                return False
-            return self.count > before
+                return
 
     def _take(self, line: bytes) -> None:
         self._starts.append(self._starts[-1] + len(line))
@@ -138,10 +135,16 @@ class Feed:
                     self._recent_bytes = 0
 
     async def _follow(self) -> None:
+        seen = self._sign()
         while not self._closed:
-            if self.refresh():
+            self.refresh()
+            if (now := self._sign()) != seen:  # whoever has read the new lines: an answer to somebody else does so, too
+                seen = now
                 self._wake()
             await asyncio.sleep(_POLL_SECONDS)
+
+    def _sign(self) -> tuple[int, int]:
+        return self._identity, self.count
 
     def _wake(self) -> None:
         self._changed.set()

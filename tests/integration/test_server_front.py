@@ -5,6 +5,7 @@ import json
 import shutil
 import socket
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,6 +184,24 @@ def test_events_appear_as_they_are_written_however_many_watch(tmp_path: Path) ->
         assert [number for number, _, _ in watcher.seen] == list(range(1, 303)), "also the last, which came as the front closed"
         assert watcher.seen[301][1] == "finished"
     assert app.state.runs.watchers() == 0
+
+
+def test_an_event_that_another_answer_has_met_first_is_not_late(tmp_path: Path) -> None:
+    events = EventProgress(tmp_path / "events.jsonl")
+    with background.serving(create_server_app(tmp_path, tmp_path)) as served, httpx.Client(base_url=served.url) as client:
+        watcher = Watcher(f"{served.url}/events")
+        watcher.start()
+        while "fedmap_event_watchers 1.0" not in client.get("/metrics").text:
+            pass
+        for index in range(1, 6):
+            events.note("now")
+            assert client.get("/status").json()["lines"] == index
+            end = time.monotonic() + 5  # a heartbeat would come after 15 seconds
+            while len(watcher.seen) < index and time.monotonic() < end:
+                time.sleep(0.02)
+            assert len(watcher.seen) == index
+        watcher.stopped.set()
+    watcher.join(20)
 
 
 def test_a_file_that_is_begun_anew_is_watched_anew(tmp_path: Path) -> None:
