@@ -44,8 +44,8 @@ def test_the_load_watches_and_asks_at_its_rate(tmp_path: Path) -> None:
 def test_a_refusal_is_counted(tmp_path: Path) -> None:
     with background.serving(create_server_app(tmp_path, tmp_path)) as served:
         seen = asyncio.run(load(served.url, "none", watchers=1, per_second=20, seconds=1))
-    assert seen.statuses["404"] == 6
-    assert seen.statuses["200"] == 14
+    assert seen.statuses["404"] == 2, "of the run that there is not"
+    assert seen.statuses["200"] == 18
     assert seen.events == [0]
 
 
