@@ -11,6 +11,7 @@ from torch import nn
 
 from fedmap.aggregators.base import Aggregator, ServerState
 from fedmap.config import RunConfig
+from fedmap.config.bare import FEDOPS_STRATEGY as FEDOPS_STRATEGY
 from fedmap.data.base import FederatedData, Split
 from fedmap.errors import ConfigError, FederationError
 from fedmap.local.training import TrainingOptions
@@ -92,9 +93,6 @@ def training_options(config: RunConfig) -> TrainingOptions:
         device=device,
         amp=config.training.amp,
     )
-
-
-FEDOPS_STRATEGY = "fedops.server.fedmap.strategy.ModalityAwareAggregation"
 
 
 def build_aggregator(config: RunConfig) -> Aggregator[ServerState]:

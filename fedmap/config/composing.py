@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from omegaconf import OmegaConf
 
+from fedmap.config.bare import completed, is_bare
 from fedmap.config.naming import RESUME_WORDS, problem_of_name, run_folder
 from fedmap.errors import ConfigError
 
@@ -34,12 +38,15 @@ def compose(config_name: str, overrides: Sequence[str] = (), conf: Path = CONF) 
 
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir=str(conf), version_base="1.3"):
-            known = hydra_compose(config_name, [o for o in overrides if _is_group(o, conf)])
+        groups = [override for override in overrides if _is_group(override, conf)]
+        with ExitStack() as stack:
+            folder, more = stack.enter_context(completed(conf, [_key(override) for override in groups])) if is_bare(conf) else (conf, [])
+            stack.enter_context(initialize_config_dir(config_dir=str(folder), version_base="1.3"))
+            known = hydra_compose(config_name, [*more, *groups])
             for override in overrides:
                 if not _is_group(override, conf):
                     _check_key(override, known, conf)
-            return hydra_compose(config_name, list(overrides))
+            return hydra_compose(config_name, [*more, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error)) from error
 
@@ -112,16 +119,34 @@ def _check_folder(known: DictConfig, overrides: Sequence[str]) -> None:
         )
 
 
-def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
-    """Before Hydra takes over: end the process with a sentence that names the nearest key if an override is mistaken."""
+_UNTIL_EXIT = ExitStack()
+atexit.register(_UNTIL_EXIT.close)
+_WITH_VALUE = ("--cfg", "-c", "--info", "-i", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+
+
+def check_overrides(argv: list[str], config_name: str = "config") -> None:
+    """Before Hydra takes over: end the process with a sentence that names the nearest key if an override is mistaken.
+
+    A conf/config.yaml that only names keys, like FedOps', is completed: Hydra is told so by arguments added to `argv`.
+    """
     import sys
 
-    if {"-m", "--multirun"} & set(argv):
-        return  # a sweep gives several values to a key; Hydra takes it apart
-    overrides = [argument for argument in argv[1:] if not argument.startswith("-")]
+    overrides = [
+        argument
+        for before, argument in itertools.pairwise(argv)
+        if not argument.startswith("-") and before not in _WITH_VALUE and not before.startswith("--experimental")
+    ]
+    sweep = bool({"-m", "--multirun"} & set(argv))  # gives several values to a key; Hydra takes it apart
     try:
-        known = compose(config_name, overrides)
-        if config_name == "config":  # before Hydra makes the folder
-            _check_folder(known, overrides)
+        if not sweep:
+            known = compose(config_name, overrides)
+            if config_name == "config":  # before Hydra makes the folder
+                _check_folder(known, overrides)
+        if config_name != "data_preparation" and is_bare(CONF):
+            chosen = [_key(override) for override in overrides]
+            folder, more = _UNTIL_EXIT.enter_context(completed(CONF, chosen))
+            place = argv.index(overrides[0]) if overrides else len(argv)  # Hydra wants all overrides in a row
+            argv[place:place] = more
+            argv[1:1] = ["--config-path", str(folder)]
     except ConfigError as error:
         sys.exit(f"{Path(argv[0]).name}: {error}")
