@@ -110,8 +110,9 @@ class Options:
     extra: argparse.Namespace
 
     def seed_list(self) -> list[int]:
-        """The seeds 0, 1, ... to repeat with."""
-        return list(range(self.seeds))
+        """The seeds to repeat with: 0, 1, ... unless --first-seed says otherwise."""
+        first = int(getattr(self.extra, "first_seed", 0))
+        return list(range(first, first + self.seeds))
 
 
 def summary(values: Sequence[float]) -> dict[str, object]:
@@ -167,6 +168,7 @@ def main(
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="a small version that ends in a minute or so")
     parser.add_argument("--seeds", type=int, help=f"how many seeds (default {seeds}, with --quick {quick_seeds})")
+    parser.add_argument("--first-seed", type=int, default=0, help="where seeds begin (default 0); fresh ones confirm what others suggested")
     parser.add_argument("--out", type=Path, default=RESULTS / f"{name}.json", help="result file (default benchmarks/results/)")
     parser.add_argument("--check", action="store_true", help="exit with status 1 and name each stated target that is missed")
     if arguments is not None:
@@ -200,6 +202,7 @@ def document(name: str, description: str, options: Options, result: Result, seco
         "description": description,
         "quick": options.quick,
         "seeds": options.seeds,
+        "first_seed": options.seed_list()[0],
         "seconds": round(seconds, 2),
         "versions": versions(),
         "machine": machine(),

@@ -14,7 +14,10 @@ COLOURS = {
     "fedprox": "#bbbbbb",
     "teacher": "#8ecae6",
     "student": "#1f77b4",
-    "per-modality": "#0b3954",
+    "per-modality": "#0b6e99",
+    "server-rate": "#0b3954",
+    "fair-label": "#5c946e",
+    "fair-client": "#80c2af",
     "peer": "#d95f02",
 }
 

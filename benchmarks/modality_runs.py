@@ -28,17 +28,22 @@ from fedmap.weights import Layout, Weights
 
 SCORING_BATCH = 512  # rows at a time when a model is scored
 
-# Each strategy's settings beside the common ones; each of ours adds to the one before, and the last is the configuration's
-# default. The peer is configured by its own class.
+# Each strategy's settings beside the common ones; each of ours adds to the one before, up to the configuration's default, server-rate.
+# The fair ones start from there. The peer is configured by its own class.
+_OURS, _WHOLE_WAY = "strategy=modality_aware", "server.strategy.server_learning_rates=[1.0]"
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "fedavg": ("strategy=fedavg",),
     "fedprox": ("strategy=fedprox",),
-    "teacher": ("strategy=modality_aware", "server.strategy.student=false", "server.strategy.per_modality=false"),
-    "student": ("strategy=modality_aware", "server.strategy.student=true", "server.strategy.per_modality=false"),
-    "per-modality": ("strategy=modality_aware", "server.strategy.student=true", "server.strategy.per_modality=true"),
+    "teacher": (_OURS, "server.strategy.student=false", "server.strategy.per_modality=false", _WHOLE_WAY),
+    "student": (_OURS, "server.strategy.per_modality=false", _WHOLE_WAY),
+    "per-modality": (_OURS, _WHOLE_WAY),
+    "server-rate": (_OURS,),
+    "fair-label": (_OURS, "server.strategy.fairness=label"),
+    "fair-client": (_OURS, "server.strategy.fairness=client"),
     "peer": ("strategy=fedavg",),
 }
-OURS = ("teacher", "student", "per-modality")
+FAIR = ("fair-label", "fair-client")
+OURS = ("teacher", "student", "per-modality", "server-rate", *FAIR)
 
 
 class Timed:
@@ -171,6 +176,7 @@ def _scores(validation: Evaluation, test: Evaluation) -> dict[str, float]:
     return {
         "tuned": tuned.macro_f1,
         "at_half": test.counts.macro_f1,
+        "worst_label": min(f1 for f1, support in zip(tuned.per_label_f1, tuned.tp + tuned.fn, strict=True) if support > 0),
         "tuned_micro": tuned.micro_f1,
         "at_half_micro": test.counts.micro_f1,
         "validation": validation.counts.macro_f1,

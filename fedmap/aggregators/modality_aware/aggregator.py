@@ -24,20 +24,19 @@ from fedmap.aggregators.base import ServerState, check_choice, check_number, exa
 from fedmap.aggregators.judge import Judge
 from fedmap.aggregators.modality_aware import search, store, student, teacher
 from fedmap.aggregators.modality_aware.bench import Bench, finite_only, update_norm
-from fedmap.aggregators.modality_aware.checks import HIGHER, LOWER, Claims, check_claims
+from fedmap.aggregators.modality_aware.checks import HIGHER, LOWER, check_claims
 from fedmap.aggregators.modality_aware.features import FEATURES, NUM_META, Features, make_features
 from fedmap.aggregators.modality_aware.gate import Gate, after_student, after_teacher
-from fedmap.aggregators.modality_aware.mixing import Mix, gated, part_names
-from fedmap.aggregators.modality_aware.objective import FAIRNESS, OBJECTIVES, Objective, Verdict
+from fedmap.aggregators.modality_aware.mixing import Mix, gated
+from fedmap.aggregators.modality_aware.objective import FAIRNESS, OBJECTIVES, Objective, Verdict, client_labels
 from fedmap.aggregators.modality_aware.student import Lesson, Student
 from fedmap.aggregators.modality_aware.surrogate import Surrogate
+from fedmap.aggregators.modality_aware.usable import modality_gates, reasons_against
 from fedmap.errors import ConfigError
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.weights import Layout, Weights
 
 FloatArray = npt.NDArray[np.float64]
-
-_FAR = 10.0  # times the median norm of a client's change
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,7 @@ class ModalityAwareAggregation:
         tolerance: scores this close to the best count as equal, and the lowest loss among them decides, >= 0.
         caution: standard errors of validation loss or score by which a mix must beat the one by examples, else they tie, >= 0.
         surrogate_floor: below this running rank correlation candidates are evaluated really, in [-1, 1].
+        server_learning_rates: shares of the way to the clients' mean that are tried on the validation rows, > 0; [1] goes all the way.
         per_modality: whether clients count in a modality's part of the model only as far as they trained it.
         objective: "tuned": macro-F1 at each label's best threshold on the validation rows; "decided": at the model's own decision.
         fairness: "none", "label" or "client": whose worst case is penalised.
@@ -99,6 +99,7 @@ class ModalityAwareAggregation:
     tolerance: float = 0.02
     caution: float = 2.0
     surrogate_floor: float = 0.3
+    server_learning_rates: Sequence[float] = (1.0, 0.7, 0.5)
     per_modality: bool = True
     objective: str = "tuned"
     fairness: str = "none"
@@ -125,6 +126,8 @@ class ModalityAwareAggregation:
             check_number(name, getattr(self, name), 0)
         check_number("perf_mix_lambda", self.perf_mix_lambda, 0, 1)
         check_number("surrogate_floor", self.surrogate_floor, -1, 1)
+        for rate in self.server_learning_rates:
+            check_number("server_learning_rates", rate, above=0)
         check_number("z_clip", self.z_clip, above=0)
         check_number("aggregator_lr", self.aggregator_lr, above=0)
         check_choice("objective", self.objective, OBJECTIVES)
@@ -201,7 +204,7 @@ class ModalityAwareAggregation:
         if not ordered:
             note = f"round {done}: no client sent a finite model; the model is kept"
             return replace(state, round_index=done), RoundReport(round_index=done, notes=(*notes, note))
-        objective = Objective(judge, self.objective, self.fairness, float(self.fairness_penalty), _client_labels(ordered))
+        objective = Objective(judge, self.objective, self.fairness, float(self.fairness_penalty), client_labels(ordered))
         bench = Bench(objective, ordered, state.weights, state.layout)
         shares = example_shares(ordered)
         sizes = np.array([shares[update.client_id] for update in ordered])
@@ -217,7 +220,7 @@ class ModalityAwareAggregation:
             diagnostics={
                 "evaluations": float(bench.evaluations),
                 **{name: float(value) for name, value in result.diagnostics.items() if np.isfinite(value)},
-                **_part_weights(result.mix, ordered),
+                **result.mix.part_weights([update.client_id for update in ordered]),
             },
             notes=(*notes, *(note for note in result.notes if note)),
         )
@@ -241,7 +244,7 @@ class ModalityAwareAggregation:
             claim_limit=self.claim_limit,
             custom=self.custom_features,
         )
-        reasons = _reasons_against(own, norms)
+        reasons = reasons_against(own, norms)
         usable = np.array([not reason for reason in reasons])
         notes = [f"signal refused, it counts as the round's worst: {sentence}" for sentence in claims.rejected]
         notes += [f"client {update.client_id} gets no weight: {reason}" for update, reason in zip(updates, reasons, strict=True) if reason]
@@ -254,7 +257,7 @@ class ModalityAwareAggregation:
             return _Result(Mix(np.full(len(sizes), 1 / len(sizes))), state, diagnostics, (*notes, kept), keep=True)
         if not usable.all():
             sizes = np.where(usable, sizes, 0.0) / sizes[usable].sum()
-        gates = _gates(claims, state.layout) if self.per_modality else {}
+        gates = modality_gates(claims, state.layout) if self.per_modality else {}
         pupil = self._pupil(state, bench, features, usable, gates)
         sized = bench.verdict(Mix(sizes))
         diagnostics["score-by-examples"] = sized.score
@@ -265,8 +268,14 @@ class ModalityAwareAggregation:
                 state = replace(state, gate=gate)
                 notes.append(note)
                 if gate.leads:
-                    found = {"score": pupil[1].score, "validation-loss": pupil[1].loss, "student-leads": 1.0}
-                    return _Result(pupil[0], state, diagnostics | found, tuple(notes))
+                    mix, verdict = search.go_along(bench, pupil[0], self.server_learning_rates, self.tolerance, self.caution)
+                    found = {
+                        "score": verdict.score,
+                        "validation-loss": verdict.loss,
+                        "server-learning-rate": mix.step,
+                        "student-leads": 1.0,
+                    }
+                    return _Result(mix, state, diagnostics | found, tuple(notes))
         surrogate = Surrogate(bench.objective, [each if fits else np.zeros_like(each) for each, fits in zip(logits, usable, strict=True)])
         trust = state.correlation is None or state.correlation >= self.surrogate_floor
         if not trust:
@@ -295,11 +304,13 @@ class ModalityAwareAggregation:
             patience=self.patience,
         )
         notes.append(note)
+        mix, verdict = search.go_along(bench, choice.mix, self.server_learning_rates, self.tolerance, self.caution)
         diagnostics |= {
             "candidates": len(proposed.candidates),
-            "score": choice.verdict.score,
+            "score": verdict.score,
             "teacher-score": choice.verdict.score,
-            "validation-loss": choice.verdict.loss,
+            "validation-loss": verdict.loss,
+            "server-learning-rate": mix.step,
             **dict(zip((f"alpha-{name}" for name in (*FEATURES, *self.custom_features)), map(float, proposed.alphas), strict=False)),
         }
         if choice.correlation is not None:
@@ -311,7 +322,7 @@ class ModalityAwareAggregation:
             correlation=_running(state.correlation, choice.correlation if choice.telling else None),
             gate=gate,
         )
-        return _Result(choice.mix, self._taught(state, features, choice.mix.shares), diagnostics, tuple(notes))
+        return _Result(mix, self._taught(state, features, choice.mix.shares), diagnostics, tuple(notes))
 
     def _pupil(
         self, state: ModalityAwareState, bench: Bench, features: Features, usable: npt.NDArray[np.bool_], gates: Mapping[str, FloatArray]
@@ -343,50 +354,7 @@ class _Result:
     keep: bool = False
 
 
-def _reasons_against(own: Sequence[Verdict], norms: Sequence[float]) -> list[str]:
-    """For each client why its model may get no weight at all; "" where it may.
-
-    Both measures are the server's own. A diverged model is finite but far from everybody's, and a few percent of it are enough to ruin
-    a mix for ever; a model that is far and good, for instance of a client with by far the most rows, stays.
-    """
-    finite = [bool(np.isfinite(verdict.loss)) for verdict in own]
-    reasons = ["" if fits else "its model gives outputs that are not finite" for fits in finite]
-    if sum(finite) >= 3:  # with two nobody can tell which one is far
-        usual_norm = float(np.median([norm for norm, fits in zip(norms, finite, strict=True) if fits]))
-        usual_loss = float(np.median([verdict.loss for verdict, fits in zip(own, finite, strict=True) if fits]))
-        for k, (verdict, norm) in enumerate(zip(own, norms, strict=True)):
-            if finite[k] and norm > _FAR * usual_norm and verdict.loss > usual_loss:
-                reasons[k] = f"its change is {norm / max(usual_norm, 1e-12):.0f} times as large as usual and its model worse than most"
-    return reasons
-
-
-def _gates(claims: Claims, layout: Layout) -> dict[str, FloatArray]:
-    """The clients' shares of rows with each modality, where the model has parts of its own for it."""
-    shares = {name.removeprefix("share."): values for name, values in claims.values.items() if name.startswith("share.")}
-    wanted = {name.removeprefix("no ") for name in part_names(layout)}
-    return {name: values for name, values in shares.items() if name in wanted}
-
-
-def _part_weights(mix: Mix, updates: Sequence[ClientUpdate]) -> dict[str, float]:
-    return {
-        f"weight-{name.replace(' ', '-')}-client-{update.client_id}": float(share)
-        for name, shares in mix.by_part.items()
-        for update, share in zip(updates, shares, strict=True)
-    }
-
-
 def _running(before: float | None, now: float | None) -> float | None:
     if now is None or before is None:
         return before if now is None else now
     return 0.7 * before + 0.3 * now
-
-
-def _client_labels(updates: Sequence[ClientUpdate]) -> list[FloatArray]:
-    """[C] label shares of each client's validation rows, from the counts it sent; clients without counts are left out."""
-    shares = []
-    for update in updates:
-        counts = update.counts.get("val-after")
-        if counts is not None and (counts.tp + counts.fn).sum() > 0:
-            support = (counts.tp + counts.fn).astype(np.float64)
-            shares.append(support / support.sum())
-    return shares

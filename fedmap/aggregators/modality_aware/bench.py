@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedmap.aggregators.modality_aware.mixing import Mix, apply_mix
+from fedmap.aggregators.modality_aware.mixing import Mix, apply_mix, stepped
 from fedmap.aggregators.modality_aware.objective import HOPELESS, Objective, Verdict
 from fedmap.records import ClientUpdate
 from fedmap.weights import Layout, Weights, is_float
@@ -41,7 +41,8 @@ class Bench:
 
     def model(self, mix: Mix) -> dict[str, Any]:
         """The clients' models mixed."""
-        return apply_mix([update.weights for update in self.updates], mix, self.layout)
+        mixed = apply_mix([update.weights for update in self.updates], mix, self.layout)
+        return stepped(mixed, self.received, mix.step, self.layout)
 
     def verdict(self, mix: Mix) -> Verdict:
         """How the really mixed model does."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from fedmap.weights import Array, Layout, ModalityPart, Weights, is_float, weighted_sum
+from fedmap.weights import Array, Layout, ModalityPart, Weights, add_scaled, difference, is_float, weighted_sum
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,17 +35,27 @@ class Mix:
     Attributes:
         shares: [K] for whatever belongs to no modality.
         by_part: [K] for the parts of one modality, see `part_name`; a part that is not named takes `shares`.
+        step: the server's learning rate: how far to go from the model that the clients received towards their mean, > 0.
     """
 
     shares: FloatArray
     by_part: Mapping[str, FloatArray] = field(default_factory=dict)
+    step: float = 1.0
 
     def key(self) -> bytes:
         """Names the mix."""
-        pieces = [self.shares.tobytes()]
+        pieces = [self.shares.tobytes(), np.float64(self.step).tobytes()]
         for name, shares in sorted(self.by_part.items()):
             pieces += [name.encode(), shares.tobytes()]
         return b"|".join(pieces)
+
+    def part_weights(self, client_ids: Sequence[int]) -> dict[str, float]:
+        """The shares of the parts under the names of a round's report, e.g. "weight-text-client-0"."""
+        return {
+            f"weight-{name.replace(' ', '-')}-client-{client_id}": float(share)
+            for name, shares in self.by_part.items()
+            for client_id, share in zip(client_ids, shares, strict=True)
+        }
 
 
 def gated(shares: FloatArray, layout: Layout, modality_shares: Mapping[str, FloatArray]) -> Mix:
@@ -93,6 +103,17 @@ def apply_mix(models: Sequence[Weights], mix: Mix, layout: Layout) -> dict[str, 
                     cut = [{name: np.ascontiguousarray(model[name][..., columns])} for model in models]
                     result[name][..., columns] = _mixed(cut, mix.by_part[part_name(part)], [name])[name]
     return {name: result[name] for name in models[0]}
+
+
+def stepped(mixed: dict[str, Array], received: Weights, step: float, layout: Layout) -> dict[str, Array]:
+    """received + step (mixed - received) for what is trained; statistics and counters stay as mixed.
+
+    This is the server's learning rate of Reddi et al. 2021 (Adaptive Federated Optimization, algorithm 1 with SGD on the server).
+    """
+    if step == 1.0:
+        return mixed
+    start = {name: received[name] for name in layout.parameters(mixed)}
+    return {**mixed, **add_scaled(start, difference(start, mixed), -step)}
 
 
 def _mixed(models: Sequence[Weights], shares: FloatArray, names: Sequence[str]) -> dict[str, Array]:

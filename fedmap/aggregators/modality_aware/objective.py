@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedmap.aggregators.judge import Judge
 from fedmap.metrics import MultilabelCounts, best_label_f1
+from fedmap.records import ClientUpdate
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -149,3 +150,14 @@ class Objective:
         weights = np.where(counts > 0, 1.0 / np.maximum(counts, 1.0), 0.0)
         balanced: FloatArray = weights / weights.mean() if weights.any() else np.ones_like(weights)
         return balanced
+
+
+def client_labels(updates: Sequence[ClientUpdate]) -> list[FloatArray]:
+    """[C] label shares of each client's validation rows, from the counts it sent; clients without counts are left out."""
+    shares = []
+    for update in updates:
+        counts = update.counts.get("val-after")
+        if counts is not None and (counts.tp + counts.fn).sum() > 0:
+            support = (counts.tp + counts.fn).astype(np.float64)
+            shares.append(support / support.sum())
+    return shares

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from fedmap.aggregators.modality_aware.surrogate import Surrogate, anchors, gree
 FloatArray = npt.NDArray[np.float64]
 
 _LARGEST = 10.0  # times the median's examples, from which on a claim must be borne out
+_ALWAYS = 2  # candidates that are really evaluated whatever the surrogate says: the uniform mix, and the one by roots of examples
 _APART = 0.01  # candidates whose weights differ by less are the same
 
 
@@ -40,7 +41,7 @@ class Proposed:
     """All candidates of a round, and the teacher's trials.
 
     Attributes:
-        candidates: in the order of proposal, the uniform mix first.
+        candidates: in the order of proposal: the uniform mix, the one by square roots of examples, the one by examples, the others.
         draws: [T, F] the trials' draws, see `teacher.on_simplex`.
         gains: [T] their gains over the size-weighted mix.
     """
@@ -115,6 +116,7 @@ def propose(
 
     sized, uniform = masked(sizes), masked(np.full(len(sizes), 1.0 / len(sizes)))
     add(uniform)
+    add(masked(np.sqrt(sizes)))
     base = add(sized)
     for weights in anchors(sized):
         add(masked(weights))
@@ -144,7 +146,7 @@ def choose(
 
     Args:
         bench: evaluates.
-        proposed: candidates; the first is the uniform mix.
+        proposed: candidates.
         sizes: [K] shares of examples.
         gates: by modality, [K] shares of rows with it; empty mixes the whole model alike.
         confirm: how many to evaluate.
@@ -159,12 +161,13 @@ def choose(
             best.append(candidate)
     sized = bench.verdict(Mix(sizes))
     measured = [candidate for candidate in proposed.candidates if candidate.real is not None]
-    spread = measured or [*best, *proposed.candidates[:2]]
+    spread = measured or [*best, *proposed.candidates[: _ALWAYS + 1]]
     expected, real = _finite_pairs(spread, lambda candidate: bench.verdict(Mix(candidate.weights)))
     telling = bool(real) and max(real) - min(real) > tolerance
-    mixes = [Mix(candidate.weights) for candidate in [*best, proposed.candidates[0]]]
+    uniform, tempered = proposed.candidates[:_ALWAYS]
+    mixes = [Mix(candidate.weights) for candidate in (*best, uniform, tempered)]
     if gates:
-        mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(candidate.weights for candidate in best[:2]))]
+        mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(each.weights for each in (*best[:2], tempered)))]
     tried = [(mix, bench.verdict(mix)) for mix in mixes]
     tried = [(mix, verdict) for mix, verdict in tried if bench.objective.clearly_better(verdict, sized, caution)]
     cut = Mix(borne_out(sizes))
@@ -176,6 +179,34 @@ def choose(
         if found.score >= least and (verdict.score < least or found.loss < verdict.loss):
             chosen, verdict = mix, found
     return Choice(chosen, verdict, sized, rank_correlation(expected, real), telling)
+
+
+def go_along(bench: Bench, mix: Mix, rates: Sequence[float], tolerance: float, caution: float) -> tuple[Mix, Verdict]:
+    """How far to go towards the mix: the server's learning rate, on the validation rows.
+
+    Once models have stopped to improve, rounds go around the optimum; a step short of the clients' mean averages over rounds. Rates
+    are tried outwards from 1, on either side, for as long as the loss falls; one that does not beat 1 clearly ties with it, and ties fall to 1.
+
+    Args:
+        bench: evaluates.
+        mix: with step 1.
+        rates: to try, > 0; 1 is always among them.
+        tolerance: how far below the mix' own score still counts as equal, >= 0.
+        caution: standard errors of loss or score by which another rate must beat 1, >= 0.
+    """
+    first = bench.verdict(mix)
+    for side in (sorted({rate for rate in rates if rate < 1}, reverse=True), sorted({rate for rate in rates if rate > 1})):
+        chosen, best = mix, first
+        for rate in side:
+            moved = replace(mix, step=float(rate))
+            verdict = bench.verdict(moved)
+            better = verdict.loss < best.loss and verdict.score >= first.score - tolerance
+            if not better or not bench.objective.clearly_better(verdict, first, caution):
+                break
+            chosen, best = moved, verdict
+        if chosen is not mix:
+            return chosen, best
+    return mix, first
 
 
 def borne_out(sizes: FloatArray) -> FloatArray:
