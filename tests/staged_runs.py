@@ -90,7 +90,7 @@ class StagedRun:
     def _lost(self, client_id: int, round_index: int) -> ClientRecord | None:
         if client_id % 9 == 2 and round_index in (2, 3):
             return ClientRecord(client_id, FAILED, f"RuntimeError: the disk is full {HOSTILE}")
-        if client_id % 50 == 3 and round_index == 4:
+        if client_id % 50 == 3 and round_index == 2:
             return ClientRecord(client_id, REJECTED, f"client {client_id}: head.weight holds NaN; lower the learning rate")
         return None
 

@@ -71,7 +71,7 @@ UNNAMED = """() => [...document.querySelectorAll("button, a, select, input, summ
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("states") / "outputs"
     past, now = folder / "2026-11-20", folder / "2026-11-21"
-    StagedRun(past / "08-00-00", num_clients=200, num_rounds=4).rounds(4).finish()
+    StagedRun(past / "08-00-00", num_clients=200, num_rounds=3).rounds(3).finish()
     StagedRun(past / "09-00-00", num_rounds=6).rounds(4).fail(f"3 rounds in a row had fewer answers than the quorum {HOSTILE}")
     StagedRun(past / "10-00-00", model={"hidden": 16}).rounds(6).finish()
     StagedRun(past / "11-00-00", strategy="fedprox", model={"hidden": 32}).rounds(6).finish()
@@ -125,7 +125,7 @@ def test_training_says_how_far_it_is(visit: Visit, front: str) -> None:
     assert states == ["answered", "answered", "training", "training"]
 
 
-def test_events_that_come_later_are_shown_at_once(visit: Visit, tmp_path: Path) -> None:
+def test_events_that_come_later_are_shown_at_once_also_of_a_run_that_is_continued(visit: Visit, tmp_path: Path) -> None:
     staged = StagedRun(tmp_path / "outputs" / "2026-11-21" / "10-00-00").rounds(1)
     with background.serving(create_server_app(tmp_path / "outputs", staged.path)) as served:
         page = settled(visit(served.url))
@@ -138,6 +138,18 @@ def test_events_that_come_later_are_shown_at_once(visit: Visit, tmp_path: Path) 
         staged.fail("the quorum is lost")
         expect(page.locator("body")).to_have_attribute("data-status", "failed")
         assert "the quorum is lost" in page.inner_text("#run-box")
+        assert "python server_main.py resume=outputs/2026-11-21/10-00-00" in page.inner_text("#run-box")
+        staged.events.opened(6, {"strategy": "fedavg"})  # the same run is continued
+        staged.events.resumed(2)
+        staged.begin_round(3, 1)
+        expect(page.locator("#run-phase")).to_have_text("Round 3 of 6: 1 of 4 clients have answered", timeout=15_000)
+        assert page.inner_text("#run-status") == "training"
+        assert not page.is_visible("#run-box")
+        assert "The run goes on after round 2" in page.inner_text("#note-list")
+        staged.events.failed(KeyboardInterrupt())
+        expect(page.locator("body")).to_have_attribute("data-status", "interrupted")
+        assert "The run was stopped" in page.inner_text("#run-box")
+        page.context.close()  # before the server ends, for which the page would ask
 
 
 def test_a_failed_run_says_why(visit: Visit, front: str) -> None:
@@ -162,9 +174,12 @@ def test_no_run_yet_and_no_such_run(visit: Visit, front: str, tmp_path: Path) ->
     with background.serving(create_server_app(tmp_path)) as served:
         page = settled(visit(served.url))
         assert "No run yet" in page.inner_text("#empty")
-        assert "No run yet" in settled(visit(f"{served.url}/runs")).inner_text("#empty")
+        listed = settled(visit(f"{served.url}/runs"))
+        assert "No run yet" in listed.inner_text("#empty")
+        listed.context.close()
         StagedRun(tmp_path / "2026-11-21" / "10-00-00").joined(0)
         page.wait_for_selector("#hero:not([hidden])")  # it appears by itself
+        page.context.close()
     page = visit(f"{front}/?run=2026-01-01~00-00-00", allowed=("404",))
     page.wait_for_selector("#notice .bad")
     assert "there is no run" in page.inner_text("#notice")

@@ -36,7 +36,7 @@ function names() {
   const strategies = [...runs.values()].map(strategyOf);
   return new Map(
     [...runs.values()].map((run) => {
-      const own = run.id.replace("~", " ");
+      const own = run.id.replaceAll("~", " ");
       const strategy = strategyOf(run);
       const single = strategy && strategies.filter((other) => other === strategy).length === 1;
       return [run.id, single ? strategy : [strategy, own].filter(Boolean).join(" · ")];
@@ -74,7 +74,7 @@ async function add(id) {
   } catch (error) {
     $("notice").hidden = false;
     $("notice").replaceChildren(
-      h("div", { class: "box bad" }, h("strong", null, `Run ${id.replace("~", " ")} cannot be shown`), error.message),
+      h("div", { class: "box bad" }, h("strong", null, `Run ${id.replaceAll("~", " ")} cannot be shown`), error.message),
     );
   }
 }
@@ -99,7 +99,7 @@ function drawPicked(named) {
       h(
         "option",
         { value: run.id },
-        [run.id.replace("~", " "), run.strategy ? lastPart(run.strategy) : "", STATUS[run.status] ?? run.status]
+        [run.id.replaceAll("~", " "), run.strategy ? lastPart(run.strategy) : "", STATUS[run.status] ?? run.status]
           .filter(Boolean)
           .join(" · "),
       ),

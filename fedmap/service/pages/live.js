@@ -3,7 +3,7 @@
 import { $, h, setText } from "/assets/dom.js";
 import { clock } from "/assets/format.js";
 import { follow, listRuns, readRun, runLink } from "/assets/api.js";
-import { Run } from "/assets/run.js";
+import { Run, isActive } from "/assets/run.js";
 import { Head, drawTiles } from "/assets/summary.js";
 import { Cost, Labels, Scores } from "/assets/scores.js";
 import { Clients } from "/assets/clients.js";
@@ -159,18 +159,22 @@ async function look() {
     tellConnection();
     if (run?.active) listen();
   }
-  const current = runs.find((one) => one.current);
   if (!run) {
     const first = startOf(runs);
     if (first) await show(first.id);
     else $("empty").hidden = false;
-  } else if (!run.active && current && current.id !== run.id && current.id > run.id) {
-    if (wanted) notice("info", h("strong", null, "A newer run has begun"), h("a", { href: runLink(current.id) }, "Open it"));
-    else await show(current.id);
-  } else if (run.active) {
-    const now = runs.find((one) => one.id === run.id);
+    return;
+  }
+  const now = runs.find((one) => one.id === run.id);
+  if (run.active) {
     const early = !Object.keys(run.config).length; // read before the configuration was written
     if (now && (early || (now.status !== run.status && now.status !== "waiting"))) await reread();
+  } else if (now && isActive(now.status)) {
+    await show(run.id); // it has been continued
+  } else {
+    const other = runs.find((one) => isActive(one.status) && one.id !== run.id);
+    if (other && !wanted) await show(other.id);
+    else if (other) notice("info", h("strong", null, "Another run is training"), h("a", { href: runLink(other.id) }, "Open it"));
   }
 }
 
@@ -182,7 +186,7 @@ async function main() {
       if (error.status)
         notice(
           "bad",
-          h("strong", null, wanted ? `Run ${wanted.replace("~", " ")} cannot be shown` : "The run cannot be shown"),
+          h("strong", null, wanted ? `Run ${wanted.replaceAll("~", " ")} cannot be shown` : "The run cannot be shown"),
           `${error.message}. `,
           h("a", { href: "/runs" }, "All runs"),
         );

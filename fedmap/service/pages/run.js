@@ -2,7 +2,8 @@
 
 const sum = (values) => values.reduce((total, value) => total + value, 0);
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
-const isActive = (status) => status === "waiting" || status === "running";
+/** Whether a run with this status may still change. */
+export const isActive = (status) => status === "waiting" || status === "running";
 
 /** The mean training loss of a round's clients, weighted by their rows; null if none was reported. */
 export function trainLoss(record) {
@@ -143,8 +144,7 @@ export class Run {
   phase() {
     if (this.status === "finished") return `Finished after ${this.roundsDone} ${this.roundsDone === 1 ? "round" : "rounds"}`;
     if (this.status === "failed") return `Failed after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds`;
-    if (this.status === "interrupted")
-      return `Stopped after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds; the files up to there are true`;
+    if (this.status === "interrupted") return `Stopped after ${this.roundsDone} of ${this.numRounds ?? "?"} rounds`;
     if (this.status === "waiting")
       return this.expected ? `Waiting for clients: ${this.joined.length} of ${this.expected} have joined` : "Getting ready";
     if (this.present !== null) {

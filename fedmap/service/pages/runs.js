@@ -62,7 +62,7 @@ function tellChosen() {
 }
 
 function row(run) {
-  const name = run.id.replace("~", " ");
+  const name = run.id.replaceAll("~", " ");
   const box = h("input", {
     type: "checkbox",
     "aria-label": `Choose run ${name}`,

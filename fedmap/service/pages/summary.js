@@ -42,7 +42,7 @@ export class Head {
 
   update(run) {
     this.run = run;
-    const title = run.id.replace("~", " ");
+    const title = run.id.replaceAll("~", " ");
     setText($("run-title"), run.current && run.active ? (run.status === "waiting" ? "Getting ready" : "Training now") : `Run ${title}`);
     document.title = `${run.active ? `${run.roundsDone}/${run.numRounds ?? "?"} · ` : ""}Run ${title} · FedMAP`;
     $("run-status").dataset.status = run.status;
@@ -85,28 +85,25 @@ export class Head {
   }
 
   #box(run) {
-    const key = JSON.stringify([run.status, run.reason, run.joined, run.expected]);
+    const key = JSON.stringify([run.id, run.status, run.reason, run.roundsDone, run.joined, run.expected]);
     if (key === this.boxKey) return;
     this.boxKey = key;
     const box = $("run-box");
     box.hidden = false;
+    const goOn = run.roundsDone
+      ? [
+          "Continue it after round ",
+          run.roundsDone,
+          ":",
+          h("pre", null, `python server_main.py resume=outputs/${run.id.replaceAll("~", "/")}`),
+        ]
+      : [];
     if (run.status === "failed") {
-      box.replaceChildren(
-        h(
-          "div",
-          { class: "box bad", role: "alert" },
-          h("strong", null, "The run failed"),
-          run.reason || "No reason was given; see the log in the run's folder.",
-        ),
-      );
+      const reason = run.reason || "No reason was given; see the log in the run's folder.";
+      box.replaceChildren(h("div", { class: "box bad", role: "alert" }, h("strong", null, "The run failed"), h("p", null, reason), goOn));
     } else if (run.status === "interrupted") {
       box.replaceChildren(
-        h(
-          "div",
-          { class: "box warn" },
-          h("strong", null, "The run was stopped"),
-          "Its process has ended without a word. Rounds and models up to there are kept.",
-        ),
+        h("div", { class: "box warn" }, h("strong", null, "The run was stopped"), h("p", null, "What was done up to there is kept."), goOn),
       );
     } else if (run.status === "waiting") {
       const local = run.config.runtime?.name === "local";
