@@ -1,7 +1,7 @@
 // What the table of clients says about one client.
 
 import { h, number } from "/assets/dom.js";
-import { ago, bytes, clock, count, duration, percent, plain, score, words } from "/assets/format.js";
+import { ago, bytes, clock, count, duration, percent, plain, score, spans, words } from "/assets/format.js";
 
 const WORD = {
   ok: "used",
@@ -93,18 +93,22 @@ export function details(client) {
         ]
       : []),
   ];
-  const problems = [...client.problems].reverse();
+  const reasons = new Map(); // sentence -> rounds
+  for (const { round, status, reason } of client.problems) {
+    const sentence = `${status}: ${reason}`;
+    reasons.set(sentence, [...(reasons.get(sentence) ?? []), round]);
+  }
   return [
     h(
       "dl",
       { class: "facts" },
       facts.map(([name, value]) => h("div", null, h("dt", null, name), h("dd", null, value))),
     ),
-    problems.length
+    reasons.size
       ? h(
           "ul",
           { class: "reasons" },
-          problems.slice(0, 20).map((p) => h("li", null, `round ${p.round}, ${p.status}: ${p.reason}`)),
+          [...reasons].map(([sentence, rounds]) => h("li", null, `round${rounds.length > 1 ? "s" : ""} ${spans(rounds)}, ${sentence}`)),
         )
       : null,
   ];
