@@ -11,11 +11,11 @@ help:
 	@echo "make check   lint, types and tests"
 	@echo "make clean   remove the virtual environment, demo data and caches"
 
-$(VENV)/installed: requirements.txt requirements-towers.txt
+$(VENV)/installed: requirements.txt requirements-towers.txt requirements-fedops.txt
 	$(PYTHON) -c 'import sys; sys.exit("FedMAP needs Python 3.11 or newer; set PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-towers.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-towers.txt -r requirements-fedops.txt
 	touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
