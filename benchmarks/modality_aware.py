@@ -23,7 +23,6 @@ from benchmarks.make_peer_venv import python_of
 from benchmarks.modality_ground import BENIGN, HARD, SETTINGS, deal, read_movies
 from benchmarks.modality_plots import plot_scores, plot_weights
 from benchmarks.modality_runs import FAIR, OURS, STRATEGIES, run
-from benchmarks.modality_timing import seconds_of_aggregation
 from benchmarks.peer import PeerProcess
 from fedmap.config import PROJECT
 from fedmap.files import write_json
@@ -34,12 +33,19 @@ SYNTHETIC = ["model=minilm_efficientnet_lite0", "model.fusion_output_dim=256", "
 QUICK = ["model=tiny", "model.freeze_bert=true", "model.freeze_vision=true", "dataset.image_size=32", "num_rounds=3"]
 QUICK_SETTINGS = ("iid", "modality", "liar")
 HEADLINE = "server-rate"  # the configuration's default: what the targets are about
-SCORES = ("tuned", "at_half", "last.tuned", "last.at_half", "clients_mean.tuned", "clients_worst.tuned", "worst_label", "aggregation_seconds")
-TIMED_TRIALS = (32, 100)  # candidates per round when a whole model's aggregation is timed
+SCORES = (
+    "tuned",
+    "at_half",
+    "last.tuned",
+    "last.at_half",
+    "clients_mean.tuned",
+    "clients_worst.tuned",
+    "worst_label",
+    "aggregation_seconds",
+)
 
 TOLD = ("evaluations", "candidates", "surrogate correlation", "share led by the student", "refused signals")
 
-Timing = dict[str, dict[str, Any]]  # by number of trials, see `seconds_of_aggregation`
 Runs = dict[str, dict[str, list[dict[str, Any]]]]  # by setting and strategy, one per seed
 
 
@@ -57,7 +63,6 @@ def measure(options: Options) -> Result:
     overrides = [*COMMON, *(QUICK if quick else SYNTHETIC if data is None else REAL), *extra.set]
     trials = 8 if quick else extra.trials
     runs: Runs = {setting: {strategy: [] for strategy in strategies} for setting in settings}
-    timing: Timing = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = extra.work or Path(temporary)
         movies = read_movies(work, data, 300 if quick else None, overrides)
@@ -76,9 +81,6 @@ def measure(options: Options) -> Result:
                             write_json(work / "runs" / name, {"key": key, "run": kept})
                         runs[setting][strategy].append(kept)
                     print(f"seed {seed}, {SETTINGS[setting].title}: done", flush=True)
-            if process is not None and HEADLINE in strategies and not extra.no_timing:
-                for count in (trials,) if quick else TIMED_TRIALS:
-                    timing[str(count)] = seconds_of_aggregation(HEADLINE, count, process, small=quick)
         finally:
             if process is not None:
                 process.close()
@@ -102,14 +104,14 @@ def measure(options: Options) -> Result:
             "peer": process.versions if process is not None else None,
         },
         figures=figures,
-        tables=tables(runs, timing),
-        targets=targets(runs, timing, quick),
-        details={"timing": timing, "runs": _brief(runs)},
+        tables=tables(runs),
+        targets=targets(runs, quick),
+        details={"runs": _brief(runs)},
         notes=notes,
     )
 
 
-def tables(runs: Runs, timing: Timing) -> list[Table]:
+def tables(runs: Runs) -> list[Table]:
     """Scores, paired differences, clients and seconds."""
     strategies = list(next(iter(runs.values())))
 
@@ -146,17 +148,10 @@ def tables(runs: Runs, timing: Timing) -> list[Table]:
             known = [[value for each in told if (value := each[name]) is not None] for name in TOLD]
             searches.append([SETTINGS[setting].title, *(fmean(values) if values else "" for values in known)])
         shown.append(Table(f"The search of {strategy}, means per round", ("setting", *TOLD), searches))
-    whole = [
-        (f"{who}, {trials} trials", fmean(timed[who]["seconds"]), timed[who]["evaluations"], f"{timed['parameters']:,}")
-        for trials, timed in timing.items()
-        for who in ("ours", "peer")
-    ]
-    if whole:
-        shown.append(Table("One aggregation of five whole models", ("", "processor seconds", "models evaluated", "parameters"), whole))
     return shown
 
 
-def targets(runs: Runs, timing: Timing, quick: bool) -> list[Target]:
+def targets(runs: Runs, quick: bool) -> list[Target]:
     """What is stated of the default configuration; a quick run is too small for it."""
     strategies = next(iter(runs.values()))
     if quick or not {"fedavg", HEADLINE} <= set(strategies):
@@ -172,13 +167,6 @@ def targets(runs: Runs, timing: Timing, quick: bool) -> list[Target]:
     if "peer" in strategies:
         for setting in runs:
             stated.append(Target(f"{SETTINGS[setting].title}: ours - peer", fmean(differences(runs[setting], HEADLINE, "peer")), 0.0, ">"))
-        ratio = fmean(one["aggregation_seconds"] for by in runs.values() for one in by["peer"]) / fmean(
-            one["aggregation_seconds"] for by in runs.values() for one in by[HEADLINE]
-        )
-        stated.append(Target("heads alone: peer's seconds of aggregation / ours", ratio, 10.0))
-    for trials, timed in timing.items():
-        ratio = fmean(timed["peer"]["seconds"]) / fmean(timed["ours"]["seconds"])
-        stated.append(Target(f"whole model, {trials} trials: peer's processor seconds of aggregation / ours", ratio, 10.0))
     return stated
 
 
@@ -235,7 +223,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategies", nargs="+", choices=list(STRATEGIES), help="only these")
     parser.add_argument("--work", type=Path, help="keep data, features and finished runs here, for the next start")
     parser.add_argument("--again", nargs="*", default=[], metavar="STRATEGY", help="run these anew though --work has them")
-    parser.add_argument("--no-timing", action="store_true", help="leave out the timing of a whole model")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="further settings, as for server_main.py")
 
 

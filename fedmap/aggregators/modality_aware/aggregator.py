@@ -268,7 +268,7 @@ class ModalityAwareAggregation:
                 state = replace(state, gate=gate)
                 notes.append(note)
                 if gate.leads:
-                    mix, verdict = search.go_along(bench, pupil[0], self.server_learning_rates, self.tolerance, self.caution)
+                    mix, verdict = self._along(bench, pupil[0], sized)
                     found = {
                         "score": verdict.score,
                         "validation-loss": verdict.loss,
@@ -304,7 +304,7 @@ class ModalityAwareAggregation:
             patience=self.patience,
         )
         notes.append(note)
-        mix, verdict = search.go_along(bench, choice.mix, self.server_learning_rates, self.tolerance, self.caution)
+        mix, verdict = self._along(bench, choice.mix, sized)
         diagnostics |= {
             "candidates": len(proposed.candidates),
             "score": verdict.score,
@@ -323,6 +323,10 @@ class ModalityAwareAggregation:
             gate=gate,
         )
         return _Result(mix, self._taught(state, features, choice.mix.shares), diagnostics, tuple(notes))
+
+    def _along(self, bench: Bench, mix: Mix, sized: Verdict) -> tuple[Mix, Verdict]:
+        """The mix with the server's learning rate; never below the score of the mix by examples, unless it was there before."""
+        return search.go_along(bench, mix, self.server_learning_rates, least=sized.score, tolerance=self.tolerance, caution=self.caution)
 
     def _pupil(
         self, state: ModalityAwareState, bench: Bench, features: Features, usable: npt.NDArray[np.bool_], gates: Mapping[str, FloatArray]

@@ -181,7 +181,7 @@ def choose(
     return Choice(chosen, verdict, sized, rank_correlation(expected, real), telling)
 
 
-def go_along(bench: Bench, mix: Mix, rates: Sequence[float], tolerance: float, caution: float) -> tuple[Mix, Verdict]:
+def go_along(bench: Bench, mix: Mix, rates: Sequence[float], *, least: float, tolerance: float, caution: float) -> tuple[Mix, Verdict]:
     """How far to go towards the mix: the server's learning rate, on the validation rows.
 
     Once models have stopped to improve, rounds go around the optimum; a step short of the clients' mean averages over rounds. Rates
@@ -191,16 +191,18 @@ def go_along(bench: Bench, mix: Mix, rates: Sequence[float], tolerance: float, c
         bench: evaluates.
         mix: with step 1.
         rates: to try, > 0; 1 is always among them.
+        least: a rate whose score is below this one is not taken.
         tolerance: how far below the mix' own score still counts as equal, >= 0.
         caution: standard errors of loss or score by which another rate must beat 1, >= 0.
     """
     first = bench.verdict(mix)
+    least = max(least, first.score - tolerance)
     for side in (sorted({rate for rate in rates if rate < 1}, reverse=True), sorted({rate for rate in rates if rate > 1})):
         chosen, best = mix, first
         for rate in side:
             moved = replace(mix, step=float(rate))
             verdict = bench.verdict(moved)
-            better = verdict.loss < best.loss and verdict.score >= first.score - tolerance
+            better = verdict.loss < best.loss and verdict.score >= least
             if not better or not bench.objective.clearly_better(verdict, first, caution):
                 break
             chosen, best = moved, verdict
