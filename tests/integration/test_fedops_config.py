@@ -65,16 +65,22 @@ def test_the_file_is_complete_and_means_our_strategy(conf):
     assert (aggregator.n_trials_per_round, aggregator.aggregator_lr, aggregator.seed) == (4, 0.001, 42)
     assert aggregator.aggregator_path == "aggregator_mlp.pth"
     assert (config.num_rounds, config.clients_per_round, config.task_id, config.learning_rate) == (2, 1, "mytask", 0.0001)
-    assert config.model["output_size"] == 23 and config.model["bert_name"] == "bert-base-uncased"
-    assert config.dataset["name"] == "MM_IMDB" and config.dataset["image_size"] == 224
-    assert config.runtime.name == "superlink" and config.training.optimizer == "adamw"
+    assert config.model["output_size"] == 23
+    assert config.model["bert_name"] == "bert-base-uncased"
+    assert config.dataset["name"] == "MM_IMDB"
+    assert config.dataset["image_size"] == 224
+    assert config.runtime.name == "superlink"
+    assert config.training.optimizer == "adamw"
     assert parse(compose_and_resolve("client", ["client_id=1"], conf)).client_id == 1
 
 
 def test_the_command_line_wins_over_the_file_and_typos_are_named(conf):
     config = parse(compose_and_resolve("config", ["strategy=fedprox", "server.strategy.mu=0.5", "batch_size=64", "runtime=local"], conf))
-    assert config.strategy["_target_"] == "fedmap.aggregators.fedprox.FedProx" and config.strategy["mu"] == 0.5
-    assert "n_trials_per_round" not in config.strategy and config.batch_size == 64 and config.runtime.name == "local"
+    assert config.strategy["_target_"] == "fedmap.aggregators.fedprox.FedProx"
+    assert config.strategy["mu"] == 0.5
+    assert "n_trials_per_round" not in config.strategy
+    assert config.batch_size == 64
+    assert config.runtime.name == "local"
     scaffold = parse(compose_and_resolve("config", ["strategy=scaffold", "num_clients=3"], conf))
     assert scaffold.training == parse(compose_and_resolve("config", ["strategy=scaffold", "num_clients=3"])).training
     with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
@@ -120,7 +126,8 @@ def test_server_main_runs_with_the_file_in_its_place(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     history = read_history(app / "outputs" / "fedops")
-    assert history.status == "finished" and [record.round_index for record in history.rounds] == [0, 1, 2]
+    assert history.status == "finished"
+    assert [record.round_index for record in history.rounds] == [0, 1, 2]
     assert len(history.label_names) == 23
     assert "evaluations" in history.rounds[-1].diagnostics, "our strategy aggregated"
     assert (app / "aggregator_mlp.pth").is_file()
