@@ -32,7 +32,7 @@ REAL = ["model=minilm_efficientnet_lite0", "model.fusion_output_dim=256", "datas
 SYNTHETIC = ["model=minilm_efficientnet_lite0", "model.fusion_output_dim=256", "dataset.image_size=96"]
 QUICK = ["model=tiny", "model.freeze_bert=true", "model.freeze_vision=true", "dataset.image_size=32", "num_rounds=3"]
 QUICK_SETTINGS = ("iid", "modality", "liar")
-HEADLINE = "server-rate"  # the configuration's default: what the targets are about
+HEADLINE = "per-modality"  # the configuration's default: what the targets are about
 SCORES = (
     "tuned",
     "at_half",

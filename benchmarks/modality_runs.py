@@ -28,8 +28,8 @@ from fedmap.weights import Layout, Weights
 
 SCORING_BATCH = 512  # rows at a time when a model is scored
 
-# Each strategy's settings beside the common ones; each of ours adds to the one before, up to the configuration's default, server-rate.
-# The fair ones start from there. The peer is configured by its own class.
+# Each strategy's settings beside the common ones; each of ours adds to the one before, up to the configuration's default, per-modality.
+# What comes after it adds one option to that. The peer is configured by its own class.
 _OURS, _WHOLE_WAY = "strategy=modality_aware", "server.strategy.server_learning_rates=[1.0]"
 STRATEGIES: dict[str, tuple[str, ...]] = {
     "fedavg": ("strategy=fedavg",),
@@ -37,9 +37,9 @@ STRATEGIES: dict[str, tuple[str, ...]] = {
     "teacher": (_OURS, "server.strategy.student=false", "server.strategy.per_modality=false", _WHOLE_WAY),
     "student": (_OURS, "server.strategy.per_modality=false", _WHOLE_WAY),
     "per-modality": (_OURS, _WHOLE_WAY),
-    "server-rate": (_OURS,),
-    "fair-label": (_OURS, "server.strategy.fairness=label"),
-    "fair-client": (_OURS, "server.strategy.fairness=client"),
+    "server-rate": (_OURS, "server.strategy.server_learning_rates=[1.0,0.7,0.5]"),
+    "fair-label": (_OURS, _WHOLE_WAY, "server.strategy.fairness=label"),
+    "fair-client": (_OURS, _WHOLE_WAY, "server.strategy.fairness=client"),
     "peer": ("strategy=fedavg",),
 }
 FAIR = ("fair-label", "fair-client")

@@ -37,7 +37,7 @@ from fedmap.weights import Weights
 FROZEN = ("model=minilm_efficientnet_lite0", "model.fusion_output_dim=256", "dataset.image_size=224", "tracking=none")
 TRAINED = ("model=minilm_resnet18", "dataset.image_size=64", "tracking=none")
 SMALL = ("model=tiny", "model.freeze_bert=true", "model.freeze_vision=true", "dataset.image_size=32", "tracking=none")
-STRATEGY = "server-rate"  # the configuration's default
+STRATEGY = "per-modality"  # the configuration's default
 CLIENTS = 5
 ROWS = 100  # on the server's validation split, as many as the reference application has
 TRIALS = (32, 100)

@@ -99,7 +99,7 @@ class ModalityAwareAggregation:
     tolerance: float = 0.02
     caution: float = 2.0
     surrogate_floor: float = 0.3
-    server_learning_rates: Sequence[float] = (1.0, 0.7, 0.5)
+    server_learning_rates: Sequence[float] = (1.0,)
     per_modality: bool = True
     objective: str = "tuned"
     fairness: str = "none"
