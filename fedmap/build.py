@@ -29,6 +29,9 @@ def _instantiate(node: Mapping[str, Any], what: str, **extra: Any) -> Any:
         if isinstance(cause, FederationError):
             raise cause from error
         reason = str(cause or error).strip().splitlines()[-1]
+        if "unexpected keyword argument" in reason:
+            reason += f"; {what} has the keys {', '.join(key for key in node if key != '_target_')}: remove what the class does not take"
+            reason += " (strategy=fedavg sets none)" if what == "server.strategy" else ""
         raise ConfigError(f"{what}._target_={node['_target_']!r} cannot be made: {reason}") from error
 
 

@@ -74,17 +74,24 @@ GOOD, SAME, WORSE = Verdict(0.5, 1, 0.5), Verdict(0.45, 1, 0.45), Verdict(0.3, 1
 def test_it_leads_after_matching_in_held_out_rounds_in_a_row():
     gate, notes = Gate(), []
     for student in (None, GOOD, WORSE, GOOD, GOOD, GOOD):
-        gate, note = after_teacher(gate, student, GOOD, SAME, decisive=True, tolerance=0.01, patience=3)
+        gate, note = after_teacher(gate, student, GOOD, SAME, decisive=True, outdone=False, tolerance=0.01, patience=3)
         notes.append(note)
     assert gate == Gate(leads=True, matches=3, led=0)
     assert notes[:-1] == [""] * 5
     assert "3 held-out rounds" in notes[-1]
 
 
+def test_a_student_whose_loss_is_clearly_higher_has_not_matched():
+    gate = Gate()
+    for _ in range(5):
+        gate, _ = after_teacher(gate, GOOD, GOOD, SAME, decisive=True, outdone=True, tolerance=0.01, patience=3)
+    assert gate == Gate()
+
+
 def test_ties_prove_nothing():
     gate = Gate()
     for _ in range(10):
-        gate, _ = after_teacher(gate, SAME, SAME, SAME, decisive=False, tolerance=0.01, patience=3)
+        gate, _ = after_teacher(gate, SAME, SAME, SAME, decisive=False, outdone=False, tolerance=0.01, patience=3)
     assert gate == Gate()
 
 
@@ -94,7 +101,7 @@ def test_the_teacher_comes_back_when_the_score_falls():
     gate, note = after_student(gate, WORSE, SAME)
     assert gate == Gate()
     assert note == "the teacher is back: the student scored 0.300, the mean by examples 0.450"
-    gate, note = after_teacher(Gate(leads=True, led=5), SAME, GOOD, SAME, decisive=True, tolerance=0.01, patience=3)
+    gate, note = after_teacher(Gate(leads=True, led=5), SAME, GOOD, SAME, decisive=True, outdone=False, tolerance=0.01, patience=3)
     assert not gate.leads
     assert note.startswith("the teacher is back")
 

@@ -300,6 +300,7 @@ class ModalityAwareAggregation:
             choice.verdict,
             sized,
             decisive=decisive,
+            outdone=pupil is not None and bench.objective.clearly_better(choice.verdict, pupil[1], self.caution),
             tolerance=self.tolerance,
             patience=self.patience,
         )

@@ -23,7 +23,15 @@ class Gate:
 
 
 def after_teacher(
-    gate: Gate, student: Verdict | None, teacher: Verdict, sized: Verdict, *, decisive: bool, tolerance: float, patience: int
+    gate: Gate,
+    student: Verdict | None,
+    teacher: Verdict,
+    sized: Verdict,
+    *,
+    decisive: bool,
+    outdone: bool,
+    tolerance: float,
+    patience: int,
 ) -> tuple[Gate, str]:
     """The gate after a round that the teacher searched; the round was held out from the student's training.
 
@@ -35,6 +43,7 @@ def after_teacher(
         teacher: how the teacher's did.
         sized: how the mix by examples did.
         decisive: whether the teacher's mix differs from the one by examples.
+        outdone: whether the teacher's mix is clearly better than the student's, however close their scores are.
         tolerance: how far below the teacher's score still counts as matched.
         patience: matched rounds in a row after which the student leads.
     """
@@ -42,7 +51,7 @@ def after_teacher(
         return Gate(), ""
     if not decisive:
         return replace(gate, led=0), ""
-    if student.score < max(teacher.score - tolerance, sized.score):
+    if outdone or student.score < max(teacher.score - tolerance, sized.score):
         why = f"the student scored {student.score:.3f}, the teacher {teacher.score:.3f}"
         return Gate(), f"the teacher is back: {why}" if gate.leads else ""
     matches = gate.matches + 1
