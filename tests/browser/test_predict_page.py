@@ -99,7 +99,7 @@ def test_lines_and_signs_of_any_kind_stay_in_their_place(page: Page) -> None:
 
 def test_a_poster_alone_by_keyboard_and_its_removal(page: Page, movie_run: MovieRun) -> None:
     page.set_input_files("#poster", str(movie_run.poster(movie_run.movies[1]["img_name"])))
-    assert page.locator("#preview").is_visible()
+    page.locator("#preview").wait_for(state="visible")
     page.focus("#go")
     page.keyboard.press("Enter")
     page.wait_for_selector("#mattered[aria-busy=false] #why:not([hidden])")

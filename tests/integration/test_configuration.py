@@ -110,7 +110,7 @@ def test_an_aggregator_that_is_none_says_why() -> None:
         ("fedmap.nothing.X", "cannot be made"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            build_aggregator(parse(compose_and_resolve("config", [f"server.strategy._target_={target}"])))
+            build_aggregator(parse(compose_and_resolve("config", ["strategy=fedavg", f"server.strategy._target_={target}"])))
     with pytest.raises(FederationError, match="mu"):
         build_aggregator(parse(compose_and_resolve("config", ["strategy=fedprox", "server.strategy.mu=-1"])))
 
@@ -146,7 +146,7 @@ def test_the_keys_that_users_know_are_there() -> None:
 
 def test_every_key_is_explained() -> None:
     """Each key of the main files has a comment behind it or above it: a configuration is read more often than documents."""
-    for name in ("config", "runtime/local", "runtime/superlink"):
+    for name in ("config", "base", "runtime/local", "runtime/superlink"):
         lines = (CONF / f"{name}.yaml").read_text().splitlines()
         keys = [line for line in lines if re.match(r"\s*[a-z_]+: \S", line) and not line.startswith("  ")]
         assert sum("#" in line for line in keys) >= 0.7 * len(keys)

@@ -116,7 +116,7 @@ def test_server_main_runs_with_the_file_in_its_place(tmp_path):
     prepare(root=str(app), source="synthetic", num_movies=160, clients=2, policy="iid", labels="mmimdb23", seed=0, plot=False)
     small = ["runtime=local", "runtime.workers=0", "model=tiny", "dataset.image_size=32", "service.enabled=false", "tracking=none"]
     done = subprocess.run(
-        [sys.executable, "server_main.py", *small, "name=fedops", "num_clients=2"],
+        [sys.executable, "server_main.py", *small, "name=fedops", "num_clients=2", "clients_per_round=2"],
         cwd=app,
         capture_output=True,
         text=True,

@@ -92,8 +92,8 @@ def test_what_cannot_be_answered_has_a_reason(
 def test_without_the_token_only_the_fronts_own_page_may_ask(front: httpx.Client) -> None:
     form = {"text": "a robot"}
     assert front.post("/predict", data=form).status_code == 401
-    assert front.post("/predict", data=form, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 401
-    assert front.post("/predict", data=form, headers={"Origin": "http://elsewhere.example"}).status_code == 401
+    assert front.post("/predict", data=form, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert front.post("/predict", data=form, headers={"Origin": "http://elsewhere.example"}).status_code == 403
     assert front.post("/predict", data=form, headers={"Authorization": f"Bearer {'t' * 20}"}).status_code == 200
     assert front.post("/predict", data=form, headers=OWN_PAGE | {"Host": "elsewhere.example"}).status_code == 421
 

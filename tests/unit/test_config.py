@@ -53,7 +53,7 @@ def test_keys_of_a_chosen_option_are_known_and_those_of_another_are_not() -> Non
     assert compose("config", ["strategy=fedprox", "server.strategy.mu=0.5"]).server.strategy.mu == 0.5
     assert compose("config", ["server.strategy.mu=0.5", "strategy=fedprox"]).server.strategy.mu == 0.5, "in any order"
     with pytest.raises(ConfigError, match="there is no key 'server.strategy.mu'"):
-        compose("config", ["server.strategy.mu=0.5"])
+        compose("config", ["strategy=fedavg", "server.strategy.mu=0.5"])
     with pytest.raises(ConfigError, match="did you mean 'server.strategy.mu'"):
         compose("config", ["strategy=fedprox", "server.strategy.muu=0.5"])
 
