@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 _FILES = 4096  # open at once: a watcher needs one
-_NICENESS = 5  # the clients' training on the same machine goes first
+_NICENESS = 15  # the clients' training on the same machine goes first
 _LAST_LOOK_SECONDS = 1.5  # for the pages that watch: they read the final results, and leave
 
 
