@@ -148,7 +148,7 @@ def test_a_poor_surrogate_is_replaced_by_real_evaluations():
 
 
 def test_the_student_takes_over_and_the_search_is_skipped():
-    method = aggregator(patience=2, tolerance=0.05, audit_every=2, aggregator_lr=0.03)
+    method = aggregator(patience=2, tolerance=0.05, audit_every=2, aggregator_lr=0.03, caution=4.0)
     state, notes, led = start(method), [], []
     for index in range(8):
         noise = [0.2, 3.0, 3.0, 0.3]
