@@ -26,7 +26,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.table is not None:
         return _table(predictor, arguments)
     poster = None if arguments.poster is None else _content(arguments.poster)
-    made = answer(predictor, arguments.text, poster, explained=arguments.explain)
+    try:
+        made = answer(predictor, arguments.text, poster, explained=arguments.explain)
+    except DataError as error:
+        raise DataError(f"{arguments.poster}: {error}" if poster is not None else str(error)) from error
     if arguments.json:
         print(json.dumps(made.document(), indent=1, ensure_ascii=False))
     else:

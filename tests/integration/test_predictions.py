@@ -108,6 +108,12 @@ def test_an_effect_is_what_the_model_says_without_the_word(movie_run: MovieRun) 
     np.testing.assert_allclose(found.log_odds - word.effects, np.log(without / (1 - without)), atol=1e-3)
 
 
+def test_a_broken_poster_is_named(movie_run: MovieRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert main(["predict", "--run", str(movie_run.folder), "--poster", str(tmp_path / "bad.png")]) != 0
+    assert "bad.png: the picture cannot be decoded" in capsys.readouterr().err
+
+
 def test_a_broken_poster_names_its_row(movie_run: MovieRun, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8), "red").save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
