@@ -1,9 +1,10 @@
 // Two or more runs side by side: final scores, overlaid curves, F1 by label, and where their configurations differ.
 
-import { $, breakable, h, number, s, setText } from "/assets/dom.js";
+import { $, breakable, h, number, setText } from "/assets/dom.js";
 import { FINALS, present } from "/assets/finals.js";
 import { lastPart, score, short } from "/assets/format.js";
 import { compareLink, listRuns, readRun, runLink } from "/assets/api.js";
+import { swatch } from "/assets/axes.js";
 import { Chart } from "/assets/chart.js";
 import { Run } from "/assets/run.js";
 import { STATUS } from "/assets/summary.js";
@@ -18,13 +19,6 @@ const runs = new Map(); // id -> Run, in the order in which they were chosen
 const tones = new Map(); // id -> colour and dash, kept while the run is on the page
 let charts = null;
 let known = [];
-
-const swatch = (id) =>
-  s(
-    "svg",
-    { viewBox: "0 0 22 10", class: `tone-${tones.get(id).tone}`, "aria-hidden": "true" },
-    s("line", { class: `swatch dash-${tones.get(id).dash}`, x1: 1, x2: 21, y1: 5, y2: 5 }),
-  );
 
 function strategyOf(run) {
   const target = run.config.server?.strategy?._target_;
@@ -85,7 +79,7 @@ function drawPicked(named) {
       h(
         "li",
         null,
-        swatch(run.id),
+        swatch(tones.get(run.id)),
         h("a", { href: runLink(run.id) }, named.get(run.id)),
         h("button", { type: "button", "aria-label": `Remove ${named.get(run.id)}`, onclick: () => drop(run.id) }, "×"),
       ),
@@ -131,7 +125,7 @@ function ranked(caption, id, named, measures, of = [...runs.values()]) {
       h(
         "span",
         { class: "series" },
-        swatch(run.id),
+        swatch(tones.get(run.id)),
         breakable(named.get(run.id)),
         run.final ? null : h("span", { class: "status", "data-status": run.status }, STATUS[run.status] ?? run.status),
       ),
