@@ -130,7 +130,7 @@ def load(make: Callable[..., Model], folder: Path) -> Model:
     Raises:
         ModelError: a file is missing or damaged, or belongs to another model.
     """
-    config = _read_config(folder / "config.json")
+    config = _fusion_config(folder)
     arguments, towers = dict(config["arguments"]), config["towers"]
     if "text" in towers:
         arguments["bert_name"] = str((folder / towers["text"]).resolve())
@@ -154,14 +154,27 @@ def load(make: Callable[..., Model], folder: Path) -> Model:
     return model
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """What stands in a saved model's config.json, whichever class saved it.
+
+    Raises:
+        ModelError: there is none, or it is no JSON object.
+    """
+    path = folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} is no saved model: there is no config.json") from error
+        raise ModelError(f"{folder} is no saved model: there is no config.json") from error
     except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT or config.get("version") != VERSION:
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} cannot be read: it holds a {type(config).__name__}, expected an object")
+    return config
+
+
+def _fusion_config(folder: Path) -> dict[str, Any]:
+    config, path = read_config(folder), folder / "config.json"
+    if config.get("format") != FORMAT or config.get("version") != VERSION:
         raise ModelError(f"{path} is not the configuration of a fusion model that this version writes (format {FORMAT}, version {VERSION})")
     needed = {"arguments", "towers", "pretrained", "label_names", "thresholds", "image_size", "meta"}
     if not needed <= config.keys():

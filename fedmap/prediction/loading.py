@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from fedmap.encoders.saving import FORMAT
-from fedmap.errors import DataError, ModelError
+from fedmap.encoders.saving import FORMAT, read_config
+from fedmap.errors import ModelError
 from fedmap.prediction.runs import configuration_of
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ def load_model(folder: Path, run: Path) -> nn.Module:
     Raises:
         ModelError: a file is missing or damaged, or the class cannot be made.
     """
-    saved = _json(folder / "config.json")
+    saved = read_config(folder)
     named = _class_of_run(run)
     if saved.get("format") == FORMAT:
         return _load(named if named and hasattr(_class(named), "from_pretrained") else FUSION, folder)
@@ -104,7 +103,7 @@ def label_names_of(model: Any, folder: Path, run: Path) -> tuple[str, ...]:
     Raises:
         ModelError: nobody knows them.
     """
-    found = getattr(model, "label_names", None) or _json(folder / "config.json").get("label_names")
+    found = getattr(model, "label_names", None) or read_config(folder).get("label_names")
     if not found and (run / "results.json").is_file():
         from fedmap.outputs import read_history
 
@@ -116,7 +115,7 @@ def label_names_of(model: Any, folder: Path, run: Path) -> tuple[str, ...]:
 
 def thresholds_of(model: Any, folder: Path, names: tuple[str, ...]) -> npt.NDArray[np.float64] | None:
     """[C] thresholds that were saved with the model; None if there are none."""
-    found = getattr(model, "thresholds", None) or _json(folder / "config.json").get("thresholds")
+    found = getattr(model, "thresholds", None) or read_config(folder).get("thresholds")
     if isinstance(found, Mapping):
         found = [found.get(name, 0.5) for name in names]
     if not found:
@@ -124,13 +123,3 @@ def thresholds_of(model: Any, folder: Path, names: tuple[str, ...]) -> npt.NDArr
     if len(found) != len(names):
         raise ModelError(f"{folder} has {len(found)} thresholds for {len(names)} labels")
     return np.asarray(found, dtype=np.float64)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path.parent} is no saved model: there is no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    return found if isinstance(found, dict) else {}
