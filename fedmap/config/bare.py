@@ -22,6 +22,7 @@ GROUPS = {  # as in the conf/config.yaml that comes with the project
     "runtime": "superlink",
     "tracking": "tensorboard",
     "security": "loopback",
+    "compression": "none",
 }
 FEDOPS_STRATEGY = "fedops.server.fedmap.strategy.ModalityAwareAggregation"  # means ours, keyword arguments included
 

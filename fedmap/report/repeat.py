@@ -18,6 +18,7 @@ _GROUPS = {
     "dataset": ("dataset",),
     "runtime": ("runtime",),
     "security": ("security",),
+    "compression": ("compression",),
 }
 # parts of a configuration that say where a run was written or shown, and nothing of what it did
 _PLACES = ("hydra", "name", "resume", "keep_checkpoints", "service", "client", "client_id", "tracking", "task_id")
