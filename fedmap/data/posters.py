@@ -24,6 +24,7 @@ log = logging.getLogger("fedmap.data")
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # those without an interpreter behind them
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 50_000_000  # decoded, such a picture takes 150 MB; larger ones are errors or attacks
+_MAX_SLOW_PIXELS = 1_000_000  # of a run-length coded BMP, which is decoded a thousand times slower than others
 _DECODER = 1  # part of the cache's key: raise it when decoding gives other pixels than before
 _THREADS = 4
 _FRESH = 2.0  # seconds; a file changed twice within a clock tick may look unchanged, so recent ones are always read
@@ -58,6 +59,11 @@ def decode_poster(content: bytes, size: int) -> npt.NDArray[np.uint8]:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(f"the picture is {picture.width} x {picture.height}, more than {MAX_PIXELS:,} pixels")
+            if picture.width * picture.height > _MAX_SLOW_PIXELS and any(tile[0] == "bmp_rle" for tile in picture.tile):
+                raise DataError(
+                    f"the picture is a run-length coded BMP of {picture.width} x {picture.height}, more than {_MAX_SLOW_PIXELS:,} "
+                    "pixels; save it as PNG or JPEG"
+                )
             picture.draft("RGB", (2 * size, 2 * size))  # lets JPEG decode at a fraction of a large size
             pixels = _to_rgb(_upright(picture)).resize((size, size), Image.Resampling.BILINEAR)
     except DataError:

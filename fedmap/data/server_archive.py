@@ -9,7 +9,6 @@ import shutil
 import stat
 import uuid
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
 from fedmap.errors import DataError
@@ -21,6 +20,7 @@ MAX_BYTES = 20 * 1000**3  # unpacked; all of MM-IMDb takes about half of it
 MAX_MEMBERS = 1_000_000
 _TIMEOUT = (5.0, 30.0)  # seconds to connect and between two pieces: a machine without a network is told so at once
 _BLOCK = 1 << 20
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2)
 
 
 def unpack_server_data(folder: Path, *, url: str | None = None, sha256: str | None = None, max_bytes: int = MAX_BYTES) -> bool:
@@ -56,12 +56,14 @@ def unpack_server_data(folder: Path, *, url: str | None = None, sha256: str | No
             for member in members:
                 _extract(archive, opened, member, temporary)
         temporary.rename(target)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{archive}: cannot be unpacked into {target}: {error}") from error
+    except Exception as error:  # damaged bytes make the readers raise many sorts of errors
         raise DataError(
             f"{archive}: is not a sound zip ({error}); remove it and fetch it again, or put the unpacked files there"
         ) from error
-    except OSError as error:
-        raise DataError(f"{archive}: cannot be unpacked into {target}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.info("Unpacked %d members of %s into %s.", len(members), archive, target)
@@ -156,6 +158,8 @@ def _member_problem(member: zipfile.ZipInfo) -> str | None:
         return "is not a plain file or folder"
     if member.flag_bits & 0x1:
         return "is encrypted"
+    if member.compress_type not in _METHODS:  # LZMA takes as much memory as the zip says
+        return "is packed by another method than stored, deflated or bzip2"
     return None
 
 
