@@ -37,6 +37,21 @@ A table has the columns img_name and text, as the data has; either may be empty 
 (Drama|Romance) the predictions are scored, too.
 """
 
+_CERTS = """\
+actions:
+  init        an authority and the server's certificate
+  add K       accept client K: make its key here, or take one with --public-key
+  key K       on client K's machine: make its key there, so that the private half never travels
+  revoke K    accept client K's key no longer; a running server cuts it off within seconds
+  server      a new server certificate; the old one is kept aside
+  list        what there is, and when it expires
+
+examples:
+  python -m fedmap certs init --host fl.example.org --clients 3
+  python -m fedmap certs add 3
+  python -m fedmap certs revoke 1
+"""
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -98,6 +113,23 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="what writing needs (default .fedmap/token; made at first start)",
     )
+
+    certs = command("certs", "certificates and keys for security=tls", "fedmap.cli.certs", epilog=_CERTS)
+    certs.add_argument(
+        "action", nargs="?", default="init", choices=("init", "add", "key", "revoke", "server", "list"), help="what to do (default init)"
+    )
+    certs.add_argument("client", nargs="?", type=int, metavar="K", help="with add, key and revoke: the client's number")
+    certs.add_argument("--folder", type=Path, default=Path("certs"), help="where the files lie (default certs/)")
+    certs.add_argument(
+        "--host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="init, server: a name or address of the server, may be repeated; add: of the client's own front",
+    )
+    certs.add_argument("--days", type=float, default=365.0, help="how long a certificate is good (default 365)")
+    certs.add_argument("--clients", type=int, default=0, metavar="N", help="init: also make keys for clients 0 to N-1")
+    certs.add_argument("--public-key", type=Path, metavar="FILE", help="add: accept the key that a client has made with `certs key`")
 
     demo = command("demo", "the demonstration behind `make demo`", "fedmap.cli.demo")
     demo.add_argument("--folder", type=Path, help="where data and runs go (default demo/)")

@@ -3,7 +3,7 @@
 from fedmap.config.composing import CONF, PROJECT, check_overrides, compose, compose_and_resolve
 from fedmap.config.naming import run_folder
 from fedmap.config.parsing import is_loopback, load, parse, save
-from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, ServiceConfig, TrainingConfig
+from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, SecurityConfig, ServiceConfig, TrainingConfig
 
 __all__ = [
     "CONF",
@@ -11,6 +11,7 @@ __all__ = [
     "ClientConfig",
     "RunConfig",
     "RuntimeConfig",
+    "SecurityConfig",
     "ServiceConfig",
     "TrainingConfig",
     "check_overrides",

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedmap.compression.settings import DOWN, UP, Compression
 from fedmap.config.naming import problem_of_name
-from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, ServiceConfig, TrainingConfig
+from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, SecurityConfig, ServiceConfig, TrainingConfig
 from fedmap.errors import ConfigError, StorageError
 
 
@@ -104,9 +105,9 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         external=False if local else read.flag("runtime.external"),
         stay=False if local else read.flag("runtime.stay"),
     )
-    insecure = read.flag("security.insecure")
+    security = _security(read)
     if not local:
-        _check_address(read, runtime.address, insecure)
+        _check_address(read, runtime.address, security)
     service = ServiceConfig(
         enabled=read.flag("service.enabled"),
         host=read.text("service.host"),
@@ -119,7 +120,7 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         host=read.text("client.host"),
         port=read.integer("client.port", 0, 65535),
     )
-    _check_fronts(read, service, client, insecure)
+    _check_fronts(read, service, client, security)
     training = TrainingConfig(
         optimizer=read.text("training.optimizer", ("adamw", "adam", "sgd")),
         momentum=read.number("training.momentum", 0, 0.9999),
@@ -146,10 +147,12 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         runtime=runtime,
         service=service,
         client=client,
+        security=security,
         model=read.target("model"),
         dataset=read.target("dataset"),
         strategy=read.target("server.strategy"),
         tracking=read.node("tracking") or {},
+        compression=_compression(read) if "compression" in tree else Compression(),
         after_round=str(after_round) if after_round else None,
         name=read.name("name"),
         resume=read.text("resume") if "resume" in tree else "auto",
@@ -166,31 +169,54 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
     return config
 
 
-def _check_address(read: _Reader, address: str, insecure: bool) -> None:
+def _security(read: _Reader) -> SecurityConfig:
+    insecure = read.flag("security.insecure")
+    given = read.tree.get("security")
+    given = given if isinstance(given, Mapping) else {}
+    folder = read.text("security.folder") if given.get("folder") is not None else None
+    app = read.text("security.app", ("same", "server")) if "app" in given else "server"  # runs from before these keys have neither
+    return SecurityConfig(insecure, folder, app)
+
+
+def _compression(read: _Reader) -> Compression:
+    settings = Compression(
+        up=read.text("compression.up", UP),
+        down=read.text("compression.down", DOWN),
+        density=read.number("compression.density", 1e-6, 1),
+        block=read.integer("compression.block", 8, 65536),
+        smallest=read.integer("compression.smallest", 1),
+        feedback=read.flag("compression.feedback"),
+    )
+    read.problems += settings.problems()
+    return settings
+
+
+def _check_address(read: _Reader, address: str, security: SecurityConfig) -> None:
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 65536:
         read.problems.append(f"runtime.address={address!r}: expected host:port, for example 127.0.0.1:8000")
         return
-    if not is_loopback(host) and not insecure:
+    if not is_loopback(host) and not security.insecure and not security.tls:
         read.problems.append(
             f"runtime.address={address!r} is not this machine, and the connection would be neither encrypted nor authenticated; "
-            "use 127.0.0.1, or say security.insecure=true if the network is trusted"
+            "use security=tls or 127.0.0.1, or say security.insecure=true if the network is trusted"
         )
 
 
-def _check_fronts(read: _Reader, service: ServiceConfig, client: ClientConfig, insecure: bool) -> None:
+def _check_fronts(read: _Reader, service: ServiceConfig, client: ClientConfig, security: SecurityConfig) -> None:
+    allowed = security.insecure or security.tls
     if service.enabled and not is_loopback(service.host):
-        if not insecure:
+        if not allowed:
             read.problems.append(
                 f"service.host={service.host!r} is not this machine alone, and the connection would not be encrypted; "
-                "use 127.0.0.1, or say security.insecure=true if the network is trusted"
+                "use security=tls or 127.0.0.1, or say security.insecure=true if the network is trusted"
             )
         if service.token_file is None:
             read.problems.append(f"service.host={service.host!r} would let everybody in without a token; give service.token_file")
-    if client.enabled and not is_loopback(client.host) and not insecure:
+    if client.enabled and not is_loopback(client.host) and not allowed:
         read.problems.append(
             f"client.host={client.host!r} is not this machine alone, and whoever reaches the port could start and stop this client; "
-            "use 127.0.0.1, or say security.insecure=true if the network is trusted"
+            "use security=tls or 127.0.0.1, or say security.insecure=true if the network is trusted"
         )
     if client.enabled and not is_loopback(client.host) and service.token_file is None:
         read.problems.append(f"client.host={client.host!r} would let everybody in without a token; give service.token_file")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedmap.compression import Compression
+
 
 @dataclass(frozen=True)
 class RuntimeConfig:
@@ -58,6 +60,26 @@ class ClientConfig:
 
 
 @dataclass(frozen=True)
+class SecurityConfig:
+    """Who may connect; see conf/security.
+
+    Attributes:
+        insecure: whether unencrypted connections to other machines are allowed.
+        folder: of certificates and keys, see `fedmap.access.folder`; None without TLS.
+        app: whose code a client runs: "same" (its own, which must be the server's) or "server" (what the server sends).
+    """
+
+    insecure: bool = False
+    folder: str | None = None
+    app: str = "server"
+
+    @property
+    def tls(self) -> bool:
+        """Whether connections are encrypted and clients known by their keys."""
+        return self.folder is not None
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A resolved and checked configuration. Nodes that name a user's class (`_target_`) stay plain mappings."""
 
@@ -74,10 +96,12 @@ class RunConfig:
     runtime: RuntimeConfig
     service: ServiceConfig
     client: ClientConfig
+    security: SecurityConfig
     model: Mapping[str, Any]
     dataset: Mapping[str, Any]
     strategy: Mapping[str, Any]
     tracking: Mapping[str, Any]
+    compression: Compression
     after_round: str | None
     name: str | None
     resume: str
