@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fedmap.errors import UpdateError
+
 DOWN = ("none", "lossless", "fp16", "int8")
 UP = (*DOWN, "topk")
 _EXACT = ("none", "lossless")
@@ -28,6 +30,26 @@ class Compression:
     block: int = 256
     smallest: int = 1024
     feedback: bool = False
+
+    def known(self) -> None:
+        """Refuse codes and numbers that this version cannot have sent.
+
+        Raises:
+            UpdateError: names the field and its value.
+        """
+        fits = {
+            "up": self.up in UP,
+            "down": self.down in DOWN,
+            "density": 0 < self.density <= 1,
+            "block": 8 <= self.block <= 65536,
+            "smallest": self.smallest >= 1,
+        }
+        for name, good in fits.items():
+            if not good:
+                raise UpdateError(
+                    f"the server's message is packed with {name}={getattr(self, name)!r}, which this version does not know; "
+                    "use the same version on server and clients"
+                )
 
     def problems(self) -> list[str]:
         """What contradicts itself, each with the keys to change; codes and ranges are checked where the keys are read."""

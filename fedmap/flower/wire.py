@@ -6,23 +6,27 @@
 | train    | "weights", "extra.<group>", "round", "scalars"     | "weights", "extra.<group>", "client", "signals", "counts.<split>" |
 | evaluate | as train                                           | "client", "counts.<split>"                                |
 
+Arrays may be packed on their way (`fedmap.flower.parcels`): a train message then has a record "compression", too.
+
 A client that cannot do its part answers with a record "problem" instead.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, MetricRecord, RecordDict
 
+from fedmap.compression import Compression
+from fedmap.compression.parcels import WEIGHTS, Parcel, Parcels, Shapes, pack_broadcast, unpack_broadcast, unpack_update
 from fedmap.errors import DataError, UpdateError
+from fedmap.flower.parcels import compression_of, parcels_of, put_compression, put_parcels
 from fedmap.metrics import MultilabelCounts
 from fedmap.records import Broadcast, ClientSignals, ClientUpdate, Scalar
-from fedmap.weights import Weights
+
+PLAIN = Compression()
 
 
 @dataclass(frozen=True)
@@ -69,65 +73,35 @@ class ClientCard:
     fingerprint: str = ""
 
 
-def arrays_to_record(weights: Weights) -> ArrayRecord:
-    """Named arrays as a Flower record, in their own order."""
-    return ArrayRecord(OrderedDict((name, Array(array)) for name, array in weights.items()))
-
-
-def record_to_arrays(record: ArrayRecord) -> dict[str, Any]:
-    """The inverse of `arrays_to_record`.
-
-    Raises:
-        UpdateError: the bytes of an array are none.
-    """
-    arrays = {}
-    for name, array in record.items():
-        try:
-            value: object = array.numpy()
-        except Exception as error:  # NumPy's reader raises all sorts of errors on a stranger's bytes
-            raise UpdateError(f"array {name!r} cannot be read: {error!r}") from error
-        if not isinstance(value, np.ndarray):
-            raise UpdateError(f"array {name!r} cannot be read: the bytes hold a {type(value).__name__}")
-        arrays[name] = value
-    return arrays
-
-
 def _config(content: RecordDict, key: str) -> Mapping[str, Any]:
     return cast(Mapping[str, Any], content.config_records[key])
 
 
-def _extras_to(content: RecordDict, extras: Mapping[str, Weights]) -> None:
-    for group, arrays in extras.items():
-        content[f"extra.{group}"] = arrays_to_record(arrays)
-
-
-def _extras_from(content: RecordDict) -> dict[str, dict[str, Any]]:
-    return {
-        key.removeprefix("extra."): record_to_arrays(record) for key, record in content.array_records.items() if key.startswith("extra.")
-    }
-
-
-def broadcast_to_content(broadcast: Broadcast, run: RunInfo) -> RecordDict:
-    """A broadcast as the content of a train or evaluate message."""
+def broadcast_to_content(broadcast: Broadcast, run: RunInfo, compression: Compression = PLAIN) -> RecordDict:
+    """A broadcast as the content of a train or evaluate message; `compression` is for training, and also says how to answer."""
     content = run_to_content(run)
-    content["weights"] = arrays_to_record(broadcast.weights)
+    put_parcels(content, pack_broadcast(broadcast, compression, run.seed))
+    if compression != PLAIN:
+        put_compression(content, compression)
     content.config_records["round"].update({"index": broadcast.round_index, "rule": broadcast.rule})
     content["scalars"] = ConfigRecord(dict(broadcast.scalars))
-    _extras_to(content, broadcast.extras)
     return content
 
 
-def content_to_broadcast(content: RecordDict) -> Broadcast:
-    """The inverse of `broadcast_to_content`."""
+def content_to_broadcast(content: RecordDict, shapes: Shapes | None = None) -> Broadcast:
+    """The inverse of `broadcast_to_content`, as far as the compression allows.
+
+    Args:
+        content: of a train or evaluate message.
+        shapes: of the receiver's own model, by name, which tell how packed arrays lie.
+
+    Raises:
+        UpdateError: packed arrays do not fit the model.
+    """
     place = _config(content, "round")
     scalars: dict[str, Scalar] = dict(_config(content, "scalars"))
-    return Broadcast(
-        round_index=int(place["index"]),
-        weights=record_to_arrays(content.array_records["weights"]),
-        rule=str(place["rule"]),
-        extras=_extras_from(content),
-        scalars=scalars,
-    )
+    groups = unpack_broadcast(parcels_of(content), compression_of(content), shapes or {})
+    return Broadcast(round_index=int(place["index"]), weights=groups.pop(WEIGHTS), rule=str(place["rule"]), extras=groups, scalars=scalars)
 
 
 def run_to_content(run: RunInfo) -> RecordDict:
@@ -249,8 +223,8 @@ def content_to_counts(content: RecordDict, num_labels: int | None = None) -> tup
 _SIGNALS = [f.name for f in fields(ClientSignals) if f.name not in ("modality_shares", "custom")]
 
 
-def update_to_content(update: ClientUpdate) -> RecordDict:
-    """A client's update as the content of a reply to a train message."""
+def update_to_content(update: ClientUpdate, parcels: Parcels | None = None) -> RecordDict:
+    """A client's update as the content of a reply to a train message; `parcels` are its arrays in packed form."""
     signals: dict[str, float] = {
         name.replace("_", "-"): float(value) for name in _SIGNALS if (value := getattr(update.signals, name)) is not None
     }
@@ -258,7 +232,6 @@ def update_to_content(update: ClientUpdate) -> RecordDict:
     signals |= {f"custom.{name}": float(value) for name, value in update.signals.custom.items()}
     content = RecordDict(
         {
-            "weights": arrays_to_record(update.weights),
             "client": ConfigRecord(
                 {
                     "client-id": update.client_id,
@@ -272,13 +245,23 @@ def update_to_content(update: ClientUpdate) -> RecordDict:
             "seconds": MetricRecord({name: float(value) for name, value in update.seconds.items()}),
         }
     )
-    _extras_to(content, update.extras)
+    put_parcels(
+        content, {WEIGHTS: Parcel(update.weights), **{k: Parcel(v) for k, v in update.extras.items()}} if parcels is None else parcels
+    )
     _counts_to(content, update.counts)
     return content
 
 
-def content_to_update(content: RecordDict, num_labels: int | None = None) -> ClientUpdate:
-    """The inverse of `update_to_content`; `num_labels` is how many labels its counts must have.
+def content_to_update(
+    content: RecordDict, num_labels: int | None = None, sent: Broadcast | None = None, compression: Compression = PLAIN
+) -> ClientUpdate:
+    """The inverse of `update_to_content`, as far as the compression allows.
+
+    Args:
+        content: of the reply.
+        num_labels: how many labels its counts must have.
+        sent: the broadcast that it answers; packed arrays are read by its names and shapes alone.
+        compression: what the broadcast asked for.
 
     Raises:
         UpdateError: the client answered with a problem, or with something that is not a valid update.
@@ -286,19 +269,20 @@ def content_to_update(content: RecordDict, num_labels: int | None = None) -> Cli
     raise_problem(content)
     try:
         client = _config(content, "client")
+        groups = unpack_update(parcels_of(content), sent or Broadcast(0, {}), compression)
         signals: dict[str, Any] = dict(content.metric_records["signals"].items())
         return ClientUpdate(
             client_id=_integer(client, "client-id"),
             round_index=_integer(client, "round-index"),
             num_examples=_integer(client, "num-examples"),
             num_steps=_integer(client, "num-steps"),
-            weights=record_to_arrays(content.array_records["weights"]),
+            weights=groups.pop(WEIGHTS),
             signals=ClientSignals(
                 **{name: float(signals[key]) for name in _SIGNALS if (key := name.replace("_", "-")) in signals},
                 modality_shares=_prefixed(signals, "share."),
                 custom=_prefixed(signals, "custom."),
             ),
-            extras=_extras_from(content),
+            extras=groups,
             scalars={name: float(value) for name, value in content.metric_records["scalars"].items()},  # type: ignore[arg-type]
             counts=_counts_from(content, num_labels),
             seconds={name: float(value) for name, value in content.metric_records["seconds"].items()},  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 from fedmap.flower import exchange as module
 from fedmap.flower.exchange import Answer, content_bytes, exchange
 from fedmap.flower.local_grid import LocalGrid
-from fedmap.flower.wire import arrays_to_record
+from fedmap.flower.parcels import arrays_to_record
 
 Behaviour = Callable[[Message], RecordDict | Error | None]
 

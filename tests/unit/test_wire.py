@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fedmap.errors import UpdateError
+from fedmap.flower.parcels import arrays_to_record, record_to_arrays
 from fedmap.flower.wire import (
     ClientCard,
     RunInfo,
-    arrays_to_record,
     broadcast_to_content,
     card_to_content,
     content_to_broadcast,
@@ -24,7 +24,6 @@ from fedmap.flower.wire import (
     content_to_update,
     counts_to_content,
     problem_to_content,
-    record_to_arrays,
     run_to_content,
     update_to_content,
 )

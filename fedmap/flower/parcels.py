@@ -1,0 +1,103 @@
+"""Arrays in Flower messages: as they are, or packed by `fedmap.compression`.
+
+A group of arrays lies under its key ("weights" or "extra.<group>"); what is packed of it lies in "packed.<key>" as bytes,
+with the arrays' names in "names.<key>". The record "compression" of a train message says how.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedmap.compression import Compression
+from fedmap.compression.parcels import WEIGHTS, Parcel, Parcels
+from fedmap.errors import UpdateError
+from fedmap.weights import Weights
+
+_EXTRA, _PACKED, _NAMES = "extra.", "packed.", "names."
+_STYPE = "fedmap.packed"
+
+
+def arrays_to_record(weights: Weights) -> ArrayRecord:
+    """Named arrays as a Flower record, in their own order."""
+    return ArrayRecord(OrderedDict((name, Array(array)) for name, array in weights.items()))
+
+
+def record_to_arrays(record: ArrayRecord) -> dict[str, Any]:
+    """The inverse of `arrays_to_record`.
+
+    Raises:
+        UpdateError: the bytes of an array are none.
+    """
+    arrays = {}
+    for name, array in record.items():
+        try:
+            value: object = array.numpy()
+        except Exception as error:  # NumPy's reader raises all sorts of errors on a stranger's bytes
+            raise UpdateError(f"array {name!r} cannot be read: {error!r}") from error
+        if not isinstance(value, np.ndarray):
+            raise UpdateError(f"array {name!r} cannot be read: the bytes hold a {type(value).__name__}")
+        arrays[name] = value
+    return arrays
+
+
+def put_parcels(content: RecordDict, parcels: Mapping[str, Parcel]) -> None:
+    """Write groups of arrays into a message's content."""
+    for group, parcel in parcels.items():
+        key = group if group == WEIGHTS else f"{_EXTRA}{group}"
+        content[key] = arrays_to_record(parcel.whole)
+        if parcel.names:
+            data = Array(dtype="uint8", shape=(len(parcel.data),), stype=_STYPE, data=bytes(parcel.data))
+            content[f"{_PACKED}{key}"] = ArrayRecord({"data": data})
+            content[f"{_NAMES}{key}"] = ConfigRecord({"names": list(parcel.names)})
+
+
+def parcels_of(content: RecordDict) -> Parcels:
+    """The inverse of `put_parcels`; the model's group is always there.
+
+    Raises:
+        UpdateError: an array cannot be read, or packed arrays have no names or bytes.
+        KeyError: the model is missing.
+    """
+    keys = [WEIGHTS, *(key for key in content.array_records if key.startswith(_EXTRA))]
+    return {key.removeprefix(_EXTRA): _parcel(content, key) for key in keys}
+
+
+def _parcel(content: RecordDict, key: str) -> Parcel:
+    whole = record_to_arrays(content.array_records[key])
+    packed = content.array_records.get(f"{_PACKED}{key}")
+    if packed is None:
+        return Parcel(whole)
+    names = content.config_records.get(f"{_NAMES}{key}", ConfigRecord()).get("names")
+    if set(packed) != {"data"} or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UpdateError(f"{key}: the packed arrays are malformed, expected one piece of bytes and a list of names")
+    return Parcel(whole, tuple(str(name) for name in names), packed["data"].data)
+
+
+def put_compression(content: RecordDict, settings: Compression) -> None:
+    """Say in a train message how it is packed, and how its answer is to be."""
+    content["compression"] = ConfigRecord(dict(asdict(settings)))
+
+
+def compression_of(content: RecordDict) -> Compression:
+    """What a message says; a message without the record is not compressed.
+
+    Raises:
+        UpdateError: the server speaks of codes that this version does not know.
+    """
+    if "compression" not in content.config_records:
+        return Compression()
+    found: dict[str, Any] = dict(content.config_records["compression"])
+    try:
+        settings = Compression(**found)
+    except TypeError as error:
+        raise UpdateError(
+            f"the server's message is packed in an unknown way ({error}); use the same version on server and clients"
+        ) from error
+    settings.known()
+    return settings
