@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,6 +33,7 @@ class GMA(FedAvg):
         server_learning_rate: eta, > 0.
     """
 
+    compares_coordinates: ClassVar[bool] = True  # a change that was not sent would count as a vote
     tau: float = 0.4
     server_learning_rate: float = 1.0
 

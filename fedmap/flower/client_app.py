@@ -12,8 +12,10 @@ from typing import Any
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from fedmap.compression.parcels import pack_update
 from fedmap.errors import FederationError
 from fedmap.files import plain
+from fedmap.flower.parcels import compression_of
 from fedmap.flower.wire import (
     RunInfo,
     card_to_content,
@@ -67,7 +69,9 @@ def train(message: Message, context: Context) -> Message:
     """Train one round."""
 
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
-        broadcast = content_to_broadcast(message.content)
+        from fedmap.flower.feedback import residuals_of, with_residuals
+
+        broadcast = content_to_broadcast(message.content, session.shapes())
         _tell(context, "training", round=broadcast.round_index, num_rounds=run.num_rounds)
         told = time.monotonic()
 
@@ -78,8 +82,10 @@ def train(message: Message, context: Context) -> Message:
                 _tell(context, "step", round=broadcast.round_index, num_rounds=run.num_rounds, steps=steps, loss=loss)
 
         memories = session.memories(client_id, run)
-        update, memory = session.client(client_id, run).train_round(broadcast, memories.before(broadcast.round_index), on_step)
-        memories.keep(broadcast.round_index, memory, run.oldest)
+        before = memories.before(broadcast.round_index)
+        update, memory = session.client(client_id, run).train_round(broadcast, before, on_step)
+        parcels, residuals = pack_update(update, broadcast, compression_of(message.content), run.seed, residuals_of(before))
+        memories.keep(broadcast.round_index, with_residuals(memory, residuals), run.oldest)
         _tell(
             context,
             "trained",
@@ -92,7 +98,7 @@ def train(message: Message, context: Context) -> Message:
             num_examples=update.num_examples,
             seconds=update.seconds.get("train"),
         )
-        return update_to_content(update)
+        return update_to_content(update, parcels)
 
     return _answer(message, context, work)
 
@@ -102,7 +108,7 @@ def evaluate(message: Message, context: Context) -> Message:
     """Score the model this client uses on its own test split."""
 
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
-        broadcast = content_to_broadcast(message.content)
+        broadcast = content_to_broadcast(message.content, session.shapes())
         memory = session.memories(client_id, run).before(broadcast.round_index)
         result = session.client(client_id, run).evaluate_round(broadcast, memory, "test")
         scores = {**result.counts.scores(), "num_test": result.counts.num_samples, "loss": result.loss}

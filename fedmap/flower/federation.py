@@ -20,6 +20,7 @@ from fedmap.data.base import FederatedData, Split
 from fedmap.errors import CheckpointError, ConfigError, QuorumError, UpdateError
 from fedmap.files import locked
 from fedmap.flower.exchange import Answer, content_bytes, exchange
+from fedmap.flower.feedback import check_compression
 from fedmap.flower.registry import Registry, quorum_of
 from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, find_standing, load_tests, save_tests
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
@@ -87,6 +88,7 @@ class Server:
         """
         with locked(self.folder.path / LOCK, _PATIENCE):
             initial = self.aggregator.init(get_weights(self.model), layout_of(self.model))
+            check_compression(self.config.compression, self.aggregator, self.aggregator.broadcast(initial).rule)
             standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
             self.folder.start(self.config.raw, self.label_names, standing.history, standing.run_id)
             try:
@@ -190,7 +192,7 @@ class Server:
             if answer.content is not None:
                 up[client_id] = content_bytes(answer.content)
                 try:
-                    update = content_to_update(answer.content, len(self.label_names))
+                    update = content_to_update(answer.content, len(self.label_names), broadcast, self.config.compression)
                     status = REJECTED
                     if update.client_id != client_id:
                         raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}")
@@ -205,7 +207,7 @@ class Server:
             self.progress.client_lost(broadcast.round_index, lost[client_id])
             self.progress.note(f"client {client_id} is left out of round {broadcast.round_index}: {reason}")
 
-        content = broadcast_to_content(broadcast, info)
+        content = broadcast_to_content(broadcast, info, self.config.compression)
         seconds = self.config.runtime.round_seconds
         messages = {
             node: Message(content, node, MessageType.TRAIN, ttl=seconds + 60, group_id=str(broadcast.round_index)) for node in clients

@@ -44,6 +44,8 @@ _RANGES: Mapping[str, Mapping[str, Any]] = {
     "num_nodes_to_select": {"least": 1},
 }
 
+_BY_COORDINATE = ("FedMedian", "FedTrimmedAvg", "Bulyan")
+
 # how many clients the proofs ask for when f of them are malicious
 _LEAST_CLIENTS: Mapping[str, Callable[[int], int]] = {
     "Krum": lambda f: 2 * f + 3,
@@ -80,6 +82,11 @@ class FlowerAggregator:
             if name in _RANGES:
                 check_number(f"options.{name}", value, **_RANGES[name])
         self._make()
+
+    @property
+    def compares_coordinates(self) -> bool:
+        """Whether the strategy compares the clients number by number, so that a change that was not sent would count as none."""
+        return self.strategy in _BY_COORDINATE
 
     def init(self, weights: Weights, layout: Layout | None = None) -> FlowerState:
         """The initial model and no moments."""

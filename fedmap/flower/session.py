@@ -75,6 +75,10 @@ class Session:
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
         )
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that travel, by name: how packed arrays lie."""
+        return {name: tuple(tensor.shape) for name, tensor in shared_tensors(self.model)}
+
     def memories(self, client_id: int, run: RunInfo) -> Memories:
         """What this client remembers of this run, below the data folder.
 

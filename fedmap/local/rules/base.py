@@ -78,9 +78,11 @@ class LocalRule:
     """Plain local training, and the base class of every other rule: override what differs.
 
     `personal` says that the client's own model, and not the global one, is what the client uses and is scored with.
+    `starts_anew` says that what it sends is the broadcast and one round's change, and not a model that lives on on the client.
     """
 
     personal: bool = False
+    starts_anew: bool = True
 
     def check(self, options: TrainingOptions) -> None:
         """Called once after `start` to refuse training options the algorithm cannot work with, by raising a ConfigError."""

@@ -27,6 +27,8 @@ class MapPrior(PersonalRule):
     to the loss. The loss of the training loop is taken for -log P of one example.
     """
 
+    starts_anew = False
+
     def start(self, model: nn.Module, broadcast: Broadcast, memory: Memory) -> None:
         """Remember gamma, then go on from theta_k where there is one."""
         variances = broadcast.extras.get(VARIANCE)
