@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -31,13 +31,29 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         StorageError: the disk is full or the folder cannot be written; the old file is as it was.
     """
+    extend(path, 0, content)
+
+
+def extend(path: Path, kept: int, addition: bytes) -> None:
+    """Replace the file, in one step, by its first bytes and more. Nothing but the addition passes through Python's memory.
+
+    Args:
+        path: the file.
+        kept: how many of its bytes stay; 0 writes it anew.
+        addition: what follows them.
+
+    Raises:
+        StorageError: the disk is full, the folder cannot be written, or somebody else has shortened the file; it is as it was.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         temporary = Path(name)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(content)
+                if kept:
+                    _copy_start(path, file, kept)
+                file.write(addition)
             temporary.chmod(0o644)
             os.replace(temporary, path)
         except BaseException:
@@ -45,6 +61,15 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _copy_start(path: Path, file: BinaryIO, size: int) -> None:
+    with path.open("rb") as source:
+        while size:
+            if not (block := source.read(min(size, 1 << 20))):
+                raise StorageError(f"{path}: another program has shortened it; leave the files of a run alone while it runs")
+            file.write(block)
+            size -= len(block)
 
 
 def unwritable(path: Path, error: Exception) -> StorageError:
@@ -105,11 +130,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows by column name; a missing value, None and a number that is not finite are an empty field."""
+    write_text(path, csv_text([dict(zip(columns, columns, strict=True)), *rows], columns))
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """Rows alone, as `write_csv` writes them."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writeheader()
     writer.writerows({key: plain(value) for key, value in row.items()} for row in rows)
-    write_text(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def plain(value: Any) -> Any:
@@ -124,7 +153,7 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value) and not isinstance(value, (type, Sequence)):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

@@ -6,13 +6,19 @@ macro-F1 on the server's validation split, at the thresholds tuned there, since 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
+from typing import TypedDict, overload
 
+import numpy as np
+
+from fedmap.files import plain, typed
 from fedmap.metrics import MultilabelCounts, pooled
+from fedmap.packing import PackedTexts
 from fedmap.records import ClientSignals, ClientUpdate, RoundReport
+from fedmap.weights import Array
 
 OK, FAILED, REJECTED = "ok", "failed", "rejected"
 
@@ -43,7 +49,9 @@ class ClientRecord:
     Attributes:
         client_id: the client's stable number.
         status: "ok"; "failed" where no valid answer came; "rejected" where the answer was not used.
-        reason: why it failed or was rejected.
+        reason: why it failed or was rejected, in a sentence.
+        code: the same as one of `fedmap.reasons.Reason`; "" where it is ok.
+        remarks: by code, what was found of an update that was used all the same, e.g. that it was scaled down.
         weight: its share in the aggregate, in [0, 1]; None where the notion does not apply.
         num_examples: rows trained on.
         num_steps: optimiser steps taken.
@@ -67,6 +75,8 @@ class ClientRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     bytes_up: int | None = None
     bytes_down: int | None = None
+    code: str = ""
+    remarks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert self.status in (OK, FAILED, REJECTED), self.status
@@ -80,6 +90,8 @@ class ClientRecord:
         reason: str = "",
         bytes_up: int | None = None,
         bytes_down: int | None = None,
+        code: str = "",
+        remarks: Mapping[str, str] | None = None,
     ) -> ClientRecord:
         """The record of a client that answered, without its weights."""
         scores = {name: Scores.of(counts) for name, counts in update.counts.items()}
@@ -96,6 +108,8 @@ class ClientRecord:
             seconds=dict(update.seconds),
             bytes_up=bytes_up,
             bytes_down=bytes_down,
+            code=code,
+            remarks=dict(remarks or {}),
         )
 
 
@@ -149,6 +163,7 @@ class RoundRecord:
         lost: Sequence[ClientRecord] = (),
         bytes_up: Mapping[int, int] | None = None,
         bytes_down: Mapping[int, int] | None = None,
+        remarks: Mapping[int, Mapping[str, str]] | None = None,
     ) -> RoundRecord:
         """The record of an aggregated round.
 
@@ -163,6 +178,7 @@ class RoundRecord:
             lost: the clients that were asked and whose answer did not come or was refused.
             bytes_up: by client, where measured.
             bytes_down: by client, where measured.
+            remarks: by client and code, what was found of updates that were used all the same.
         """
         answered = [
             ClientRecord.of(
@@ -170,6 +186,7 @@ class RoundRecord:
                 weight=report.client_weights.get(update.client_id),
                 bytes_up=(bytes_up or {}).get(update.client_id),
                 bytes_down=(bytes_down or {}).get(update.client_id),
+                remarks=(remarks or {}).get(update.client_id),
             )
             for update in updates
         ]
@@ -250,6 +267,77 @@ class FinalResults:
         return min(self.clients, key=lambda k: (self.clients[k].macro_f1, k)) if self.clients else None
 
 
+def _no_indexes() -> Array:
+    return np.zeros(0, dtype=np.int64)
+
+
+def _no_preferences() -> Array:
+    return np.zeros((0, 2), dtype=np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRounds(Sequence[RoundRecord]):
+    """Rounds as a server keeps them: a hundredth of the memory, unpacked when they are looked at. Equal to a tuple of the same rounds.
+
+    A number that is not finite comes back as results.json tells it: NaN, or None where that is allowed.
+
+    Attributes:
+        texts: one JSON object per round.
+        indexes: int64 [n], ascending.
+        preferences: float64 [n, 2], what the best round maximises, see `preference`; NaN where no validation was scored.
+    """
+
+    texts: PackedTexts = field(default_factory=PackedTexts)
+    indexes: Array = field(default_factory=_no_indexes)
+    preferences: Array = field(default_factory=_no_preferences)
+
+    @staticmethod
+    def of(rounds: Iterable[RoundRecord]) -> PackedRounds:
+        """Rounds in order, packed."""
+        packed = PackedRounds()
+        for record in rounds:
+            packed = packed.with_round(record)
+        return packed
+
+    def __len__(self) -> int:
+        return len(self.indexes)
+
+    @overload
+    def __getitem__(self, index: int) -> RoundRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[RoundRecord, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> RoundRecord | tuple[RoundRecord, ...]:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        return typed(RoundRecord, json.loads(self.texts[index]), "round")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, (tuple, PackedRounds)) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def with_round(self, record: RoundRecord) -> PackedRounds:
+        """The rounds before this one, and this one."""
+        kept = int(np.searchsorted(self.indexes, record.round_index))
+        texts = self.texts if kept == len(self) else self.texts.first(kept)
+        value = (math.nan, math.nan) if record.validation is None else preference(record.validation, record.validation_tuned, 0)[:2]
+        return PackedRounds(
+            texts.with_text(json.dumps(plain(record), allow_nan=False, ensure_ascii=False)),
+            np.append(self.indexes[:kept], record.round_index),
+            np.concatenate([self.preferences[:kept], [value]]),
+        )
+
+    def best_index(self, until: int | None = None) -> int | None:
+        """Where in this sequence the best round up to a round stands: of equals the earliest; without scores the last."""
+        count = len(self) if until is None else int(np.searchsorted(self.indexes, until, side="right"))
+        scored = [i for i in range(count) if not np.isnan(self.preferences[i, 0])]
+        if not scored:
+            return count - 1 if count else None
+        return max(scored, key=lambda i: (*self.preferences[i].tolist(), -i))
+
+
 @dataclass(frozen=True)
 class RunHistory:
     """A run so far: its rounds in order, and the final results once it has ended.
@@ -263,25 +351,45 @@ class RunHistory:
     """
 
     label_names: tuple[str, ...] = ()
-    rounds: tuple[RoundRecord, ...] = ()
+    rounds: tuple[RoundRecord, ...] | PackedRounds = ()
     final: FinalResults | None = None
     status: str = "running"
     reason: str = ""
 
     def with_round(self, record: RoundRecord) -> RunHistory:
         """The history with one more round; a round that is recorded again (after a resume) replaces what followed."""
+        if isinstance(self.rounds, PackedRounds):
+            return replace(self, rounds=self.rounds.with_round(record))
         kept = tuple(old for old in self.rounds if old.round_index < record.round_index)
         return replace(self, rounds=(*kept, record))
+
+    def packed(self) -> RunHistory:
+        """The same with its rounds packed."""
+        return self if isinstance(self.rounds, PackedRounds) else replace(self, rounds=PackedRounds.of(self.rounds))
 
     @property
     def best(self) -> RoundRecord | None:
         """The round with the highest validation macro-F1; of equals the lowest validation loss, then the earliest. The last round
         where no validation was scored.
         """
-        scored = [record for record in self.rounds if record.validation is not None]
+        at = self._best_at(None)
+        return None if at is None else self.rounds[at]
+
+    def best_round(self, until: int | None = None) -> int | None:
+        """The number of the best of the rounds up to this one; None if there are none."""
+        at = self._best_at(until)
+        if at is None:
+            return None
+        return int(self.rounds.indexes[at]) if isinstance(self.rounds, PackedRounds) else self.rounds[at].round_index
+
+    def _best_at(self, until: int | None) -> int | None:
+        if isinstance(self.rounds, PackedRounds):
+            return self.rounds.best_index(until)
+        count = sum(until is None or record.round_index <= until for record in self.rounds)
+        scored = [i for i in range(count) if self.rounds[i].validation is not None]
         if not scored:
-            return self.rounds[-1] if self.rounds else None
-        return max(scored, key=lambda record: preference(record.validation, record.validation_tuned, record.round_index))
+            return count - 1 if count else None
+        return max(scored, key=lambda i: preference(self.rounds[i].validation, self.rounds[i].validation_tuned, i))
 
 
 def preference(validation: Scores | None, tuned: Scores | None, round_index: int) -> tuple[float, float, int]:

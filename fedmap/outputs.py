@@ -34,7 +34,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +42,15 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from fedmap.errors import DataError
-from fedmap.files import plain, typed, unwritable, write_csv, write_json, write_text
-from fedmap.history import FAILED, REJECTED, ClientRecord, FinalResults, RoundRecord, RunHistory, Scores
-from fedmap.records import ClientSignals
+from fedmap.files import plain, typed, unwritable, write_json, write_text
+from fedmap.history import FinalResults, RoundRecord, RunHistory
+from fedmap.result_files import SCHEMA_VERSION, ResultFiles
 from fedmap.scoring import final_results as final_results  # a run ends with `run.finish(final_results(...))`
 from fedmap.tracking import Tracker, make_tracker
 from fedmap.versions import machine, versions
 
-SCHEMA_VERSION = 1
 SECRET = re.compile(r"(^|[_.-])(token|secrets?|passwords?|passwd|credentials?|(api|access|private|secret)_?keys?)($|[_.-])")
 HIDDEN = "***"
-SCORES = tuple(field.name for field in fields(Scores))
-SIGNALS = tuple(field.name for field in fields(ClientSignals) if field.name not in ("modality_shares", "custom"))
 
 
 class RunFolder:
@@ -68,6 +65,7 @@ class RunFolder:
         self.path = Path(path)
         self.history = RunHistory()
         self._tracker = Tracker()
+        self._files = ResultFiles(self.path)
 
     def start(self, config: Any, label_names: Sequence[str], history: RunHistory | None = None, run_id: str = "") -> None:
         """Write what is known before the first round, and start the tracker that the configuration names.
@@ -84,14 +82,15 @@ class RunFolder:
         shown = redacted(config)
         self._tracker = make_tracker(_tracking(config))
         self._tracker.start(self.path, shown)
-        self.history = history or RunHistory(label_names=tuple(label_names))
+        self.history = (history or RunHistory(label_names=tuple(label_names))).packed()
+        self._files = ResultFiles(self.path)
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(shown))))
         for left in self.path.glob(".*.tmp"):  # by a run that was killed while it wrote
             left.unlink(missing_ok=True)
         if run_id:
             write_json(self.path / "run.json", {"id": run_id})
         write_json(self.path / "versions.json", {"software": versions(), "machine": machine()})
-        self._write()
+        self._files.write(self.history)
 
     def add_round(self, record: RoundRecord, model: nn.Module | None = None, thresholds: Mapping[str, float] | None = None) -> bool:
         """Add a round and write everything anew.
@@ -104,13 +103,15 @@ class RunFolder:
         Returns:
             Whether this round is the best so far on the validation split.
         """
+        if record.round_index <= self._files.last_round:  # rounds are undone
+            self._files = ResultFiles(self.path)
         self.history = self.history.with_round(record)
-        best = self.history.best is record
+        best = self.history.best_round() == record.round_index
         if model is not None:
             self.save_model("last", model, thresholds)
             if best:
                 _copy_folder(self.path / "last", self.path / "best")
-        self._write()
+        self._files.write(self.history)
         self._tracker.round_done(record)
         return best
 
@@ -162,22 +163,7 @@ class RunFolder:
 
     def _end(self, status: str, reason: str, final: FinalResults | None) -> None:
         self.history = RunHistory(self.history.label_names, self.history.rounds, final, status, reason)
-        self._write()
-
-    def _write(self) -> None:
-        best = self.history.best
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "status": self.history.status,
-            "reason": self.history.reason,
-            "best_round": None if best is None else best.round_index,
-            **plain(self.history),
-        }
-        write_json(self.path / "results.json", document)
-        rows = [_round_row(record, record is best) for record in self.history.rounds]
-        write_csv(self.path / "results.csv", _columns(rows), rows)
-        clients = [_client_row(record.round_index, client) for record in self.history.rounds for client in record.clients]
-        write_csv(self.path / "clients.csv", _columns(clients), clients)
+        self._files.write(self.history)
 
 
 def read_history(path: Path) -> RunHistory:
@@ -239,54 +225,6 @@ def _redact(value: Any, hide: bool) -> Any:
 
 def _is_secret(key: str) -> bool:
     return SECRET.search(re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()) is not None
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
-
-
-def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    return {f"{prefix}_{key}".replace("-", "_"): value for key, value in values.items()}
-
-
-def _round_row(record: RoundRecord, best: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"round": record.round_index, "best": int(best), "train_loss": record.train_loss}
-    for name in ("validation", "test", "validation_tuned", "clients_validation"):
-        scores: Scores | None = getattr(record, name)
-        row |= {f"{name}_{score}": None if scores is None else getattr(scores, score) for score in SCORES}
-    row |= {
-        "clients_ok": record.num_ok,
-        "clients_failed": sum(client.status == FAILED for client in record.clients),
-        "clients_rejected": sum(client.status == REJECTED for client in record.clients),
-        "bytes_up": _total(client.bytes_up for client in record.clients),
-        "bytes_down": _total(client.bytes_down for client in record.clients),
-    }
-    return row | _prefixed("seconds", record.seconds) | _prefixed("diagnostic", record.diagnostics)
-
-
-def _total(values: Any) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None
-
-
-def _client_row(round_index: int, client: ClientRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "round": round_index,
-        "client": client.client_id,
-        "status": client.status,
-        "reason": client.reason,
-        "weight": client.weight,
-        "num_examples": client.num_examples,
-        "num_steps": client.num_steps,
-        **{name: getattr(client.signals, name) for name in SIGNALS},
-        **_prefixed("share", client.signals.modality_shares),
-        **_prefixed("custom", client.signals.custom),
-        "bytes_up": client.bytes_up,
-        "bytes_down": client.bytes_down,
-    }
-    for moment, scores in client.scores.items():
-        row |= _prefixed(moment, asdict(scores))
-    return row | _prefixed("scalar", client.scalars) | _prefixed("seconds", client.seconds)
 
 
 def _save_plain(folder: Path, model: nn.Module, label_names: Sequence[str], thresholds: Mapping[str, float]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmap.aggregators.base import ServerState
@@ -135,5 +135,5 @@ class Checkpoints:
 
 def _best_round(history: RunHistory, until: int) -> int:
     """The best round up to a round, which may be the initial model's, 0."""
-    best = replace(history, rounds=tuple(record for record in history.rounds if record.round_index <= until)).best
-    return until if best is None else best.round_index
+    best = history.best_round(until)
+    return until if best is None else best
