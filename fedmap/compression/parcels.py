@@ -21,7 +21,7 @@ import numpy as np
 
 from fedmap.compression.codes import Code, Floats, make_code
 from fedmap.compression.planes import Reader
-from fedmap.compression.settings import Compression
+from fedmap.compression.settings import EXACT, Compression
 from fedmap.errors import UpdateError
 from fedmap.randomness import generator
 from fedmap.records import Broadcast, ClientUpdate
@@ -104,6 +104,7 @@ def pack_update(
         Parcels and residuals, both by group; no residuals without error feedback.
     """
     code = make_code(settings.up, settings)
+    feedback = settings.feedback and settings.up not in EXACT
     parcels: Parcels = {}
     kept: dict[str, dict[str, Array]] = {}
     for group, arrays in _groups(update):
@@ -111,7 +112,7 @@ def pack_update(
             parcels[group] = Parcel(arrays)
             continue
         rng = generator(seed, purpose=f"compression-{group}", round_index=received.round_index, client_id=update.client_id)
-        before = residuals.get(group, {}) if settings.feedback else {}
+        before = residuals.get(group, {}) if feedback else {}
         names, pieces, left = [], [], dict(before)
         for name in _fitting(arrays, _shapes(received.weights), settings):
             values = _change(_flat(arrays[name]), _flat(received.weights[name]) if group == WEIGHTS else None, settings.up)
@@ -122,11 +123,11 @@ def pack_update(
             names.append(name)
             written = [(part, code.write(part, rng)) for part in _slices(values)]
             pieces += [piece for _, parts in written for piece in parts]
-            if settings.feedback:
+            if feedback:
                 lost = [part - code.read(Reader(b"".join(parts)), len(part)) for part, parts in written]
                 left[name] = np.concatenate(lost).reshape(arrays[name].shape)
         parcels[group] = Parcel({name: array for name, array in arrays.items() if name not in names}, tuple(names), b"".join(pieces))
-        if settings.feedback and left:
+        if feedback and left:
             kept[group] = left
     return parcels, kept
 
@@ -181,7 +182,8 @@ def _change(values: Floats, start: Floats | None, code: str) -> Floats:
 
 def _arrived(change: Floats, start: Array, code: str) -> Array:
     if code == "lossless":
-        return np.bitwise_xor(change.view(np.uint32), np.ascontiguousarray(start).view(np.uint32)).view(np.float32)
+        bits = np.bitwise_xor(_flat(change).view(np.uint32), _flat(start).view(np.uint32))
+        return bits.view(np.float32).reshape(change.shape)
     with np.errstate(over="ignore", invalid="ignore"):  # the guard names what is not finite
         return np.asarray(change + np.asarray(start, np.float32))
 

@@ -8,7 +8,7 @@ from fedmap.errors import UpdateError
 
 DOWN = ("none", "lossless", "fp16", "int8")
 UP = (*DOWN, "topk")
-_EXACT = ("none", "lossless")
+EXACT = ("none", "lossless")
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,13 @@ class Compression:
     def problems(self) -> list[str]:
         """What contradicts itself, each with the keys to change; codes and ranges are checked where the keys are read."""
         found = []
-        if self.down not in _EXACT and self.up in _EXACT:
+        if self.down in DOWN and self.down not in EXACT and self.up in EXACT:
             found.append(
                 f"compression.down={self.down} with compression.up={self.up}: clients would start from a rounded model and send it back "
                 "whole, so that the server's model lost digits in every round; set compression.up to fp16, int8 or topk, whose changes are "
                 "added to the server's full model, or compression.down=lossless"
             )
-        if self.feedback and self.up in _EXACT:
+        if self.feedback and self.up in EXACT:
             found.append(
                 f"compression.feedback=true with compression.up={self.up}: there is nothing left out; set compression.feedback=false"
             )
