@@ -15,8 +15,7 @@ from fedmap.aggregators.base import Aggregator, ServerState
 from fedmap.aggregators.judge import with_judge
 from fedmap.aggregators.modality_aware.objective import Objective
 from fedmap.build import build_aggregator
-from fedmap.errors import UpdateError
-from fedmap.guard import check_update
+from fedmap.guard import OFF, Form, Ladder, climb
 from fedmap.local.judge import ModelJudge
 from fedmap.local.tensors import get_weights, layout_of, set_weights
 from fedmap.local.training import Evaluation, evaluate
@@ -73,13 +72,8 @@ class Timed:
 
     def aggregate(self, state: ServerState, updates: Sequence[ClientUpdate]) -> tuple[ServerState, RoundReport]:
         """See `Aggregator`. Without a usable update the state of the round before is kept."""
-        sent, usable = self._inner.broadcast(state), []
-        for update in updates:
-            try:
-                check_update(update, sent)
-            except UpdateError:
-                continue
-            usable.append(update)
+        sent = self._inner.broadcast(state)
+        usable = climb(Ladder(OFF, sent, Form.of(sent.weights), state.layout.buffers), updates).updates
         if not usable:
             done = state.round_index + 1
             return replace(state, round_index=done), RoundReport(round_index=done, notes=("no usable update",))

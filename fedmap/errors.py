@@ -18,7 +18,15 @@ class ModelError(FederationError):
 
 
 class UpdateError(FederationError):
-    """A client's update does not fit the server's model or is not a valid update."""
+    """A client's update does not fit the server's model or is not a valid update.
+
+    Attributes:
+        code: why, as one of `fedmap.reasons.Reason`.
+    """
+
+    def __init__(self, message: str = "", code: str = "malformed") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class QuorumError(FederationError):

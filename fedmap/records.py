@@ -8,9 +8,17 @@ from dataclasses import dataclass, field
 
 from fedmap.errors import UpdateError
 from fedmap.metrics import MultilabelCounts
+from fedmap.reasons import Reason
 from fedmap.weights import Weights
 
 Scalar = bool | int | float | str
+
+_INTEGERS = (  # of an update, each with its least value and the code of a worse one
+    ("client_id", 0, Reason.IDENTITY),
+    ("round_index", 0, Reason.ROUND),
+    ("num_examples", 1, Reason.EXAMPLES),
+    ("num_steps", 1, Reason.STEPS),
+)
 
 
 @dataclass(frozen=True)
@@ -92,13 +100,13 @@ class ClientUpdate:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("client_id", 0), ("round_index", 0), ("num_examples", 1), ("num_steps", 1)):
+        for name, least, code in _INTEGERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UpdateError(f"client {self.client_id}: {name} must be an integer of at least {least}, got {value!r}")
+                raise UpdateError(f"client {self.client_id}: {name} must be an integer of at least {least}, got {value!r:.40}", code)
         for name, number in self.scalars.items():
             if math.isnan(number):
-                raise UpdateError(f"client {self.client_id}: scalar {name!r} is not a number")
+                raise UpdateError(f"client {self.client_id}: scalar {name!r} is not a number", Reason.FINITE)
 
 
 @dataclass(frozen=True)

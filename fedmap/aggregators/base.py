@@ -67,6 +67,24 @@ def expected_names(aggregator: Aggregator[Any], state: ServerState) -> frozenset
     return frozenset(own(state)) if callable(own) else frozenset(state.weights)
 
 
+def expected_extras(aggregator: Aggregator[Any], state: ServerState) -> dict[str, Weights]:
+    """The groups of further arrays that every client's update must carry, each with arrays like which the client's must be.
+
+    None, unless the aggregator has a method `expected_extras(state)`.
+    """
+    own = getattr(aggregator, "expected_extras", None)
+    return dict(own(state)) if callable(own) else {}
+
+
+def expected_scalars(aggregator: Aggregator[Any], state: ServerState) -> dict[str, tuple[float, float]]:
+    """The least and the greatest value of each number that every client's update must carry, further ones being free.
+
+    None, unless the aggregator has a method `expected_scalars(state)`.
+    """
+    own = getattr(aggregator, "expected_scalars", None)
+    return dict(own(state)) if callable(own) else {}
+
+
 def restored(aggregator: Aggregator[Any], state: S) -> S:
     """The state before the first round, with what the aggregator keeps in a file of its own between runs, if it has `restore(state)`."""
     own = getattr(aggregator, "restore", None)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from fedmap.aggregators.base import ServerState, check_choice, check_number, example_shares, extra, in_client_order, mean_weights
 from fedmap.aggregators.fedavg import FedAvg
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
-from fedmap.weights import Array, add_scaled, weighted_sum
+from fedmap.weights import Array, Weights, add_scaled, weighted_sum
 
 LAST_GRADIENT = "last-gradient"
 
@@ -51,6 +51,10 @@ class FedGMA(FedAvg):
     def broadcast(self, state: ServerState) -> Broadcast:
         """The global model, trained plainly; the last gradient is asked for."""
         return replace(super().broadcast(state), rule="last-gradient")
+
+    def expected_extras(self, state: ServerState) -> dict[str, Weights]:
+        """The last gradient of every trainable parameter."""
+        return {LAST_GRADIENT: state.layout.parameters(state.weights)}
 
     def aggregate(self, state: ServerState, updates: Sequence[ClientUpdate]) -> tuple[ServerState, RoundReport]:
         """The mean of the models minus the masked mean of the gradients.

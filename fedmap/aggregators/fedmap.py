@@ -21,6 +21,7 @@ What the paper leaves open, and what is done here (reasons in docs/algorithms/fe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -131,6 +132,10 @@ class FedMAP:
             extras={VARIANCE: {name: variance.astype(np.float64) * factor for name, variance in state.variances.items()}},
             scalars={"uncovered": self.uncovered, "warm-start": self.warm_start},
         )
+
+    def expected_scalars(self, state: FedMAPState) -> dict[str, tuple[float, float]]:
+        """The logarithm of a probability, and half a squared distance: a client that claims more could buy the model."""
+        return {"log-likelihood": (-math.inf, 0.0), "prior-energy": (0.0, math.inf)}
 
     def aggregate(self, state: FedMAPState, updates: Sequence[ClientUpdate]) -> tuple[FedMAPState, RoundReport]:
         """gamma = sum_k omega_k theta_k, omega a softmax of log omega; and the variance, if it is learnt."""

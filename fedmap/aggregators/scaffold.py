@@ -75,6 +75,10 @@ class Scaffold:
             scalars={"option": self.option},
         )
 
+    def expected_extras(self, state: ScaffoldState) -> dict[str, Weights]:
+        """The change of each client's control, like the server's own control."""
+        return {CONTROL_DELTA: state.control}
+
     def aggregate(self, state: ScaffoldState, updates: Sequence[ClientUpdate]) -> tuple[ScaffoldState, RoundReport]:
         """One step of x and of c.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from fedmap.aggregators.base import ServerState
 from fedmap.checkpoint.codec import load_state, save_state
 from fedmap.errors import CheckpointError
+from fedmap.guard.state import GuardState
 from fedmap.history import RunHistory
 from fedmap.weights import Weights
 
@@ -32,6 +33,7 @@ class Checkpoint:
         history: the rounds so far.
         failed_in_a_row: rounds below the quorum up to here.
         clients: training rows of each client that was there.
+        guard: what the checks of updates remember.
     """
 
     run_id: str
@@ -39,6 +41,7 @@ class Checkpoint:
     history: RunHistory
     failed_in_a_row: int = 0
     clients: Mapping[int, int] = field(default_factory=dict)
+    guard: GuardState = field(default_factory=GuardState)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fedmap.compression.settings import DOWN, UP, Compression
 from fedmap.config.naming import problem_of_name
 from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, SecurityConfig, ServiceConfig, TrainingConfig
 from fedmap.errors import ConfigError, StorageError
+from fedmap.guard.options import DIRECTIONS, NORMS, REPLAYS, Defence
 
 
 class _Reader:
@@ -153,6 +154,7 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         strategy=read.target("server.strategy"),
         tracking=read.node("tracking") or {},
         compression=_compression(read) if "compression" in tree else Compression(),
+        defence=_defence(read) if "defence" in tree else Defence(),
         after_round=str(after_round) if after_round else None,
         name=read.name("name"),
         resume=read.text("resume") if "resume" in tree else "auto",
@@ -167,6 +169,20 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
     if read.problems:
         raise ConfigError("the configuration has mistakes:\n" + "\n".join(f"  - {problem}" for problem in read.problems))
     return config
+
+
+def _defence(read: _Reader) -> Defence:
+    return Defence(
+        max_bytes=read.optional_integer("defence.max_bytes", 1),
+        max_examples=read.integer("defence.max_examples", 1),
+        examples_growth=read.number("defence.examples_growth", 1),
+        max_passes=read.number("defence.max_passes", 1),
+        norm=read.text("defence.norm", NORMS),
+        norm_factor=read.number("defence.norm_factor", 1),
+        replay=read.text("defence.replay", REPLAYS),
+        direction=read.text("defence.direction", DIRECTIONS),
+        direction_limit=read.number("defence.direction_limit", -1, 0),
+    )
 
 
 def _security(read: _Reader) -> SecurityConfig:

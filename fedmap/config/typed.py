@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedmap.compression import Compression
+from fedmap.guard.options import Defence
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class RunConfig:
     strategy: Mapping[str, Any]
     tracking: Mapping[str, Any]
     compression: Compression
+    defence: Defence
     after_round: str | None
     name: str | None
     resume: str

@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmap.aggregators.base import ServerState, expected_names, persist, with_num_clients
+from fedmap.aggregators.base import ServerState, expected_extras, expected_names, expected_scalars, persist, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.checkpoint import Checkpoint
@@ -19,12 +19,13 @@ from fedmap.config import RunConfig
 from fedmap.data.base import FederatedData, Split
 from fedmap.errors import CheckpointError, ConfigError, QuorumError, UpdateError
 from fedmap.files import locked
-from fedmap.flower.exchange import Answer, content_bytes, exchange
+from fedmap.flower.exchange import Answer, content_bytes, lifetime
+from fedmap.flower.identities import identities_of
 from fedmap.flower.feedback import check_compression
 from fedmap.flower.registry import Registry, quorum_of
 from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, find_standing, load_tests, save_tests
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
-from fedmap.guard import check_update
+from fedmap.guard import Form, GuardState, Ladder, Settled, check_model
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
 from fedmap.local.judge import NO_ROWS, ModelJudge
 from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
@@ -32,7 +33,8 @@ from fedmap.local.training import Evaluation, TrainingOptions, evaluate
 from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
-from fedmap.records import Broadcast, ClientUpdate, RoundReport
+from fedmap.reasons import Reason
+from fedmap.records import Broadcast, RoundReport
 from fedmap.scoring import final_results, round_scores, thresholds_by_label
 from fedmap.weights import Weights
 
@@ -76,6 +78,7 @@ class Server:
                 raise ConfigError(f"server.strategy: {NO_ROWS}")
             self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options))
         self.checkpoints = checkpoints_of(self.folder.path, self.config.keep_checkpoints)
+        self._guard = GuardState()
         self._models: dict[str, tuple[Weights, Evaluation | None]] = {}  # "best" and "last", on the validation rows where they were scored
 
     def run(self, grid: Grid) -> None:
@@ -108,6 +111,7 @@ class Server:
         info = RunInfo(standing.run_id, config.random_seed, config.num_rounds)
         registry = self._registry(grid, info, standing.clients)
         state, failed_in_a_row = standing.state, standing.failed_in_a_row
+        self._guard = standing.guard
         if standing.best is not None:
             self._models = {"best": (standing.best, None), "last": (state.weights, None)}
         tests = load_tests(self.folder.path, state.round_index) if state.round_index >= config.num_rounds else None
@@ -144,6 +148,7 @@ class Server:
             note=self.progress.note,
             waiting=self.progress.waiting,
             before=before,
+            identities=identities_of(self.config, self.folder.path),
         )
 
     def _round(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState, failed: int) -> tuple[ServerState, int]:
@@ -153,14 +158,17 @@ class Server:
         chosen = sample_clients(info.seed, broadcast.round_index, registry.client_ids(), self.config.clients_per_round)
         self.progress.clients(broadcast.round_index, chosen)
         started = time.perf_counter()
-        names = expected_names(self.aggregator, state)
-        updates, lost, up, down = self._train(grid, registry, info, broadcast, names, chosen)
+        ladder = self._ladder(registry, state, broadcast)
+        answered = self._train(grid, registry, info, broadcast, ladder, chosen)
+        updates = answered.settled.updates
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
         try:
             if len(updates) < least:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
-            state, report = self.aggregator.aggregate(state, updates)
+            new, report = self.aggregator.aggregate(state, updates)
+            check_model(new.weights)
+            state, self._guard = new, answered.settled.state
             persist(self.aggregator, state)
             failed = 0
         except UpdateError as error:
@@ -174,47 +182,79 @@ class Server:
         evaluations = self._evaluate(state.weights)
         scores = self._scores(evaluations)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
-        record = RoundRecord.of(report, updates, **scores, seconds=seconds, lost=lost, bytes_up=up, bytes_down=down)
+        record = RoundRecord.of(
+            report,
+            updates,
+            **scores,
+            seconds=seconds,
+            lost=answered.lost,
+            bytes_up=answered.bytes_up,
+            bytes_down=answered.bytes_down,
+            remarks=answered.settled.remarks,
+        )
         self._record(record, state, evaluations, registry, failed)
         return state, failed
 
+    def _ladder(self, registry: Registry, state: ServerState, broadcast: Broadcast) -> Ladder:
+        """What this round's updates have to pass."""
+        form = Form.of(
+            broadcast.weights,
+            expected_names(self.aggregator, state),
+            expected_extras(self.aggregator, state),
+            expected_scalars(self.aggregator, state),
+        )
+        rows = {client_id: card.num_train for client_id, card in registry.cards.items()}
+        return Ladder(self.config.defence, broadcast, form, state.layout.buffers, self._guard, rows)
+
     def _train(
-        self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, names: frozenset[str], chosen: Sequence[int]
-    ) -> tuple[list[ClientUpdate], list[ClientRecord], dict[int, int], dict[int, int]]:
+        self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, ladder: Ladder, chosen: Sequence[int]
+    ) -> _Trained:
         clients = {registry.nodes[client_id]: client_id for client_id in chosen}
-        updates: dict[int, ClientUpdate] = {}
         lost: dict[int, ClientRecord] = {}
         up: dict[int, int] = {}
 
+        def lose(record: ClientRecord) -> None:
+            lost[record.client_id] = record
+            self.progress.client_lost(broadcast.round_index, record)
+            code = f" ({record.code})" if record.status == REJECTED else ""
+            self.progress.note(f"client {record.client_id} is left out of round {broadcast.round_index}{code}: {record.reason}")
+
         def take(node: int, answer: Answer) -> None:
             client_id = clients[node]
-            status, reason = FAILED, answer.failure
+            status, code, reason = FAILED, str(Reason.NO_ANSWER), answer.failure
             if answer.content is not None:
                 up[client_id] = content_bytes(answer.content)
                 try:
-                    update = content_to_update(answer.content, len(self.label_names), broadcast, self.config.compression)
-                    status = REJECTED
+                    update = content_to_update(
+                        answer.content, len(self.label_names), broadcast, self.config.compression, ladder.form, ladder.defence.max_bytes
+                    )
                     if update.client_id != client_id:
-                        raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}")
-                    check_update(update, broadcast, names)
+                        raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}", Reason.IDENTITY)
+                    ladder.admit(update)
                 except UpdateError as error:
-                    reason = str(error)
+                    code, reason = error.code, str(error)
+                    status = FAILED if code == Reason.PROBLEM else REJECTED
                 else:
-                    updates[client_id] = update
                     self.progress.client_done(update)
                     return
-            lost[client_id] = ClientRecord(client_id=client_id, status=status, reason=reason)
-            self.progress.client_lost(broadcast.round_index, lost[client_id])
-            self.progress.note(f"client {client_id} is left out of round {broadcast.round_index}: {reason}")
+            down = None if answer.content is None else size
+            lose(ClientRecord(client_id, status, reason, code=code, bytes_up=up.get(client_id), bytes_down=down))
 
         content = broadcast_to_content(broadcast, info, self.config.compression)
         seconds = self.config.runtime.round_seconds
         messages = {
-            node: Message(content, node, MessageType.TRAIN, ttl=seconds + 60, group_id=str(broadcast.round_index)) for node in clients
+            node: Message(content, node, MessageType.TRAIN, ttl=lifetime(seconds), group_id=str(broadcast.round_index)) for node in clients
         }
         size = content_bytes(content)
-        exchange(grid, messages, seconds, take)
-        return [updates[k] for k in sorted(updates)], [lost[k] for k in sorted(lost)], up, dict.fromkeys(chosen, size)
+        registry.exchange.ask(messages, seconds, take)
+        settled = ladder.settle()
+        for refusal in settled.refused:
+            sent = up[refusal.update.client_id]
+            lose(ClientRecord.of(refusal.update, status=REJECTED, reason=refusal.reason, code=refusal.code, bytes_up=sent, bytes_down=size))
+        for client_id, remarks in settled.remarks.items():
+            for code, remark in remarks.items():
+                self.progress.note(f"client {client_id} in round {broadcast.round_index} ({code}): {remark}")
+        return _Trained(settled, [lost[k] for k in sorted(lost)], up, dict.fromkeys(chosen, size))
 
     def _evaluate(self, weights: Weights) -> dict[str, Evaluation]:
         set_weights(self.model, weights)
@@ -235,7 +275,7 @@ class Server:
             self._models["best"] = self._models["last"]
         self.progress.round_done(record)
         try:
-            self.checkpoints.save(Checkpoint(registry.run.run_name, state, self.folder.history, failed, registry.rows()))
+            self.checkpoints.save(Checkpoint(registry.run.run_name, state, self.folder.history, failed, registry.rows(), self._guard))
         except CheckpointError as error:
             kept = self.checkpoints.rounds()
             advice = f"The same command again goes on after round {kept[-1]}" if kept else "The run has to start anew"
@@ -279,9 +319,9 @@ class Server:
             return {}
         content = broadcast_to_content(broadcast, info)
         seconds = self.config.runtime.round_seconds
-        messages = {node: Message(content, node, MessageType.EVALUATE, ttl=seconds + 60, group_id="final") for node in clients}
+        messages = {node: Message(content, node, MessageType.EVALUATE, ttl=lifetime(seconds), group_id="final") for node in clients}
         found = {}
-        for node, answer in exchange(grid, messages, seconds).items():
+        for node, answer in registry.exchange.ask(messages, seconds).items():
             try:
                 if answer.content is None:
                     raise UpdateError(answer.failure)
@@ -292,3 +332,20 @@ class Server:
             except UpdateError as error:
                 self.progress.note(f"client {clients[node]} is missing from the final scores: {error}")
         return found
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What came of asking a round's clients to train.
+
+    Attributes:
+        settled: the updates that may be aggregated, and what was found of them.
+        lost: the clients whose answer did not come or is not used.
+        bytes_up: by client that answered.
+        bytes_down: by client that was asked.
+    """
+
+    settled: Settled
+    lost: Sequence[ClientRecord]
+    bytes_up: Mapping[int, int]
+    bytes_down: Mapping[int, int]

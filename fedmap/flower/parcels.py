@@ -17,6 +17,8 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from fedmap.compression import Compression
 from fedmap.compression.parcels import WEIGHTS, Parcel, Parcels
 from fedmap.errors import UpdateError
+from fedmap.guard.form import Form, Kind, check_groups, read_npy
+from fedmap.reasons import Reason
 from fedmap.weights import Weights
 
 _EXTRA, _PACKED, _NAMES = "extra.", "packed.", "names."
@@ -28,12 +30,21 @@ def arrays_to_record(weights: Weights) -> ArrayRecord:
     return ArrayRecord(OrderedDict((name, Array(array)) for name, array in weights.items()))
 
 
-def record_to_arrays(record: ArrayRecord) -> dict[str, Any]:
+def record_to_arrays(record: ArrayRecord, kinds: Mapping[str, Kind] | None = None) -> dict[str, Any]:
     """The inverse of `arrays_to_record`.
 
+    Args:
+        record: of a message.
+        kinds: what may be in it. Then nothing is allocated by what the bytes claim, and the arrays cannot be written to. None
+            believes everything.
+
     Raises:
-        UpdateError: the bytes of an array are none.
+        UpdateError: the bytes of an array are none, or of an unknown or another kind.
     """
+    if kinds is not None:
+        if unknown := sorted(set(record) - set(kinds)):
+            raise UpdateError(f"{len(unknown)} unknown tensors came, first {unknown[:3]!r:.200}", Reason.NAMES)
+        return {name: read_npy(name, array.data, kinds[name]) for name, array in record.items()}
     arrays = {}
     for name, array in record.items():
         try:
@@ -57,19 +68,27 @@ def put_parcels(content: RecordDict, parcels: Mapping[str, Parcel]) -> None:
             content[f"{_NAMES}{key}"] = ConfigRecord({"names": list(parcel.names)})
 
 
-def parcels_of(content: RecordDict) -> Parcels:
+def parcels_of(content: RecordDict, form: Form | None = None) -> Parcels:
     """The inverse of `put_parcels`; the model's group is always there.
 
+    Args:
+        content: of a message.
+        form: what the arrays have to look like, where a stranger has sent them.
+
     Raises:
-        UpdateError: an array cannot be read, or packed arrays have no names or bytes.
+        UpdateError: an array cannot be read or is of another form, or packed arrays have no names or bytes.
         KeyError: the model is missing.
     """
     keys = [WEIGHTS, *(key for key in content.array_records if key.startswith(_EXTRA))]
-    return {key.removeprefix(_EXTRA): _parcel(content, key) for key in keys}
+    if form is None:
+        return {key.removeprefix(_EXTRA): _parcel(content, key) for key in keys}
+    check_groups("the client", [key.removeprefix(_EXTRA) for key in keys[1:]], form.extras)
+    kinds = {WEIGHTS: form.weights, **{f"{_EXTRA}{group}": arrays for group, arrays in form.extras.items()}}
+    return {key.removeprefix(_EXTRA): _parcel(content, key, kinds[key]) for key in keys}
 
 
-def _parcel(content: RecordDict, key: str) -> Parcel:
-    whole = record_to_arrays(content.array_records[key])
+def _parcel(content: RecordDict, key: str, kinds: Mapping[str, Kind] | None = None) -> Parcel:
+    whole = record_to_arrays(content.array_records[key], kinds)
     packed = content.array_records.get(f"{_PACKED}{key}")
     if packed is None:
         return Parcel(whole)

@@ -13,6 +13,7 @@ from fedmap.aggregators.base import Aggregator, ServerState, persist, restored
 from fedmap.checkpoint import Checkpoint, Checkpoints, load_state, save_state
 from fedmap.config import RunConfig
 from fedmap.errors import CheckpointError
+from fedmap.guard import GuardState
 from fedmap.history import RunHistory
 from fedmap.metrics import MultilabelCounts
 from fedmap.resuming import check_may_start, continued
@@ -33,6 +34,7 @@ class Standing:
         best: the best round's model; None for a new run.
         failed_in_a_row: rounds below the quorum up to here.
         clients: training rows of each client that was there.
+        guard: what the checks of updates remember.
         notes: sentences for the user.
     """
 
@@ -42,6 +44,7 @@ class Standing:
     best: Weights | None = None
     failed_in_a_row: int = 0
     clients: Mapping[int, int] = field(default_factory=dict)
+    guard: GuardState = field(default_factory=GuardState)
     notes: tuple[str, ...] = ()
 
 
@@ -104,6 +107,7 @@ def find_standing(
         best=found.best,
         failed_in_a_row=0 if failed >= config.runtime.max_failed_rounds else failed,  # it ended for that; who starts it again tries again
         clients=checkpoint.clients,
+        guard=checkpoint.guard,
         notes=(*found.notes, f"continuing the run in {folder} after round {done} of {config.num_rounds}"),
     )
 

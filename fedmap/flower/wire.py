@@ -17,16 +17,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-from flwr.app import ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 
 from fedmap.compression import Compression
 from fedmap.compression.parcels import WEIGHTS, Parcel, Parcels, Shapes, pack_broadcast, unpack_broadcast, unpack_update
 from fedmap.errors import DataError, UpdateError
 from fedmap.flower.parcels import compression_of, parcels_of, put_compression, put_parcels
+from fedmap.guard.form import Form, check_size
 from fedmap.metrics import MultilabelCounts
+from fedmap.reasons import Reason
 from fedmap.records import Broadcast, ClientSignals, ClientUpdate, Scalar
 
 PLAIN = Compression()
+_LONGEST_PROBLEM = 2000  # letters of a client's own words that are kept
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,12 @@ def raise_problem(content: RecordDict) -> None:
         UpdateError: with the client's own message.
     """
     if "problem" in content:
-        record = _config(content, "problem")
-        raise UpdateError(f"{record['kind']}: {record['message']}")
+        try:
+            record = _config(content, "problem")
+            sentence = f"{record['kind']}: {record['message']}"
+        except (KeyError, TypeError) as error:
+            raise UpdateError(f"the client answered with a malformed problem: {error!r:.200}") from error
+        raise UpdateError(sentence[:_LONGEST_PROBLEM], Reason.PROBLEM)
 
 
 def _counts_to(content: RecordDict, counts: Mapping[str, MultilabelCounts]) -> None:
@@ -252,8 +259,28 @@ def update_to_content(update: ClientUpdate, parcels: Parcels | None = None) -> R
     return content
 
 
+def memory_of(content: RecordDict) -> int:
+    """About how many bytes a content takes, names and numbers included, told from lengths alone."""
+    size = 0
+    for key, record in content.items():
+        size += len(key)
+        for name, value in record.items():
+            data = value.data if isinstance(value, Array) else value
+            size += len(name) + (8 if isinstance(data, (int, float)) else len(data) if isinstance(data, (bytes, str)) else _listed(data))
+    return size
+
+
+def _listed(values: Any) -> int:
+    return 8 * len(values) + sum(len(value) for value in values if isinstance(value, (bytes, str)))
+
+
 def content_to_update(
-    content: RecordDict, num_labels: int | None = None, sent: Broadcast | None = None, compression: Compression = PLAIN
+    content: RecordDict,
+    num_labels: int | None = None,
+    sent: Broadcast | None = None,
+    compression: Compression = PLAIN,
+    form: Form | None = None,
+    max_bytes: int | None = None,
 ) -> ClientUpdate:
     """The inverse of `update_to_content`, as far as the compression allows.
 
@@ -262,14 +289,18 @@ def content_to_update(
         num_labels: how many labels its counts must have.
         sent: the broadcast that it answers; packed arrays are read by its names and shapes alone.
         compression: what the broadcast asked for.
+        form: what it has to look like; nothing is allocated for what does not. None believes everything.
+        max_bytes: of the whole content; None: what the form takes.
 
     Raises:
-        UpdateError: the client answered with a problem, or with something that is not a valid update.
+        UpdateError: the client answered with a problem, or with something that is not a valid update; its code says what.
     """
+    if form is not None:
+        check_size(memory_of(content), form.max_bytes if max_bytes is None else max_bytes)
     raise_problem(content)
     try:
         client = _config(content, "client")
-        groups = unpack_update(parcels_of(content), sent or Broadcast(0, {}), compression)
+        groups = unpack_update(parcels_of(content, form), sent or Broadcast(0, {}), compression)
         signals: dict[str, Any] = dict(content.metric_records["signals"].items())
         return ClientUpdate(
             client_id=_integer(client, "client-id"),
@@ -290,13 +321,16 @@ def content_to_update(
     except UpdateError:
         raise
     except (KeyError, TypeError, ValueError, DataError) as error:
-        raise UpdateError(f"malformed update: {error!r}") from error
+        raise UpdateError(f"malformed update: {error!r:.500}") from error
+
+
+_CODES = {"client-id": Reason.IDENTITY, "round-index": Reason.ROUND, "num-examples": Reason.EXAMPLES, "num-steps": Reason.STEPS}
 
 
 def _integer(record: Mapping[str, Any], key: str) -> int:
     value = record[key]
     if isinstance(value, bool) or not isinstance(value, int):
-        raise UpdateError(f"{key} must be an integer, got {value!r}")
+        raise UpdateError(f"{key} must be an integer, got {value!r:.40}", _CODES[key])
     return value
 
 

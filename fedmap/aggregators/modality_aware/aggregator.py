@@ -24,7 +24,7 @@ from fedmap.aggregators.base import ServerState, check_choice, check_number, exa
 from fedmap.aggregators.judge import Judge
 from fedmap.aggregators.modality_aware import search, store, student, teacher
 from fedmap.aggregators.modality_aware.bench import Bench, finite_only, update_norm
-from fedmap.aggregators.modality_aware.checks import HIGHER, LOWER, check_claims
+from fedmap.aggregators.modality_aware.checks import check_claims
 from fedmap.aggregators.modality_aware.features import FEATURES, NUM_META, Features, make_features
 from fedmap.aggregators.modality_aware.gate import Gate, after_student, after_teacher
 from fedmap.aggregators.modality_aware.mixing import Mix, gated
@@ -33,6 +33,7 @@ from fedmap.aggregators.modality_aware.student import Lesson, Student
 from fedmap.aggregators.modality_aware.surrogate import Surrogate
 from fedmap.aggregators.modality_aware.usable import modality_gates, reasons_against
 from fedmap.errors import ConfigError
+from fedmap.guard.signals import HIGHER, LOWER
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.weights import Layout, Weights
 

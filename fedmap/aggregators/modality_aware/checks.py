@@ -1,4 +1,4 @@
-"""What clients say about themselves, checked: type, range, finite, and in agreement with the counts sent beside it.
+"""What clients say about themselves, checked by `fedmap.guard.signals`, as numbers to weight them by.
 
 A signal that fails counts as the worst valid value of the round, never as the best; one that was not measured (None) counts
 as the middle one. Where nobody sent a valid value all clients are alike.
@@ -13,34 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from fedmap.guard.signals import HIGHER, SHARE, SIGNALS, Signal, checked
 from fedmap.records import ClientUpdate
 
 FloatArray = npt.NDArray[np.float64]
-
-HIGHER, LOWER = "higher", "lower"  # which end of a signal is the good one
-
-
-@dataclass(frozen=True)
-class Signal:
-    """A signal's valid range and its good end."""
-
-    least: float
-    most: float
-    better: str
-
-
-SIGNALS: Mapping[str, Signal] = {
-    "f1_before": Signal(0, 1, HIGHER),
-    "f1_after": Signal(0, 1, HIGHER),
-    "validation_loss": Signal(0, math.inf, LOWER),
-    "gradient_norm": Signal(0, math.inf, LOWER),
-    "label_imbalance": Signal(0, 1, LOWER),
-    "diversity": Signal(0, 1, HIGHER),
-    "share_complete": Signal(0, 1, HIGHER),
-}
-SHARE = Signal(0, 1, HIGHER)
-
-_COUNTS = {"f1_before": "val-before", "f1_after": "val-after"}  # whose macro-F1 the signal has to be
 
 
 @dataclass(frozen=True)
@@ -68,7 +44,7 @@ def check_claims(updates: Sequence[ClientUpdate], custom: Mapping[str, str]) -> 
     rejected: list[str] = []
 
     def add(key: str, signal: Signal, read: Callable[[ClientUpdate], object]) -> None:
-        found = [_checked(key, signal, read(update), update) for update in updates]
+        found = [checked(key, signal, read(update), update) for update in updates]
         rejected.extend(f"client {u.client_id}: {problem}" for u, (_, problem) in zip(updates, found, strict=True) if problem)
         values[key] = _filled([value for value, _ in found], [bool(problem) for _, problem in found], signal.better)
 
@@ -80,23 +56,6 @@ def check_claims(updates: Sequence[ClientUpdate], custom: Mapping[str, str]) -> 
         everything = Signal(-math.inf, math.inf, better)
         add(f"custom.{name}", everything, lambda update, name=name: update.signals.custom.get(name))  # type: ignore[misc]
     return Claims(values, tuple(rejected))
-
-
-def _checked(name: str, signal: Signal, value: object, update: ClientUpdate) -> tuple[float | None, str]:
-    """The value, or None and what is wrong with it; None and nothing where it was not measured."""
-    if value is None:
-        return None, ""
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
-        return None, f"{name} is {value!r:.40}, not a number"
-    number = float(value)
-    if not math.isfinite(number):
-        return None, f"{name} is {number}"
-    if not signal.least <= number <= signal.most:
-        return None, f"{name}={number:g} is outside [{signal.least:g}, {signal.most:g}]"
-    counts = update.counts.get(_COUNTS.get(name, ""))
-    if counts is not None and abs(counts.macro_f1 - number) > 1e-6:
-        return None, f"{name}={number:.4f}, but the counts sent with it give {counts.macro_f1:.4f}"
-    return number, ""
 
 
 def _filled(values: Sequence[float | None], bad: Sequence[bool], better: str) -> FloatArray:

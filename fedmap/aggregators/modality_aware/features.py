@@ -24,8 +24,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from fedmap.aggregators.modality_aware.checks import HIGHER, Claims
+from fedmap.aggregators.modality_aware.checks import Claims
 from fedmap.aggregators.modality_aware.objective import Verdict
+from fedmap.guard.signals import HIGHER
 
 FloatArray = npt.NDArray[np.float64]
 
