@@ -1,16 +1,25 @@
-"""Send one message to each of several nodes and collect the answers: with a deadline, and without waiting for the dead."""
+"""Send one message to each of several nodes and collect the answers: with a deadline, and without waiting for the dead.
+
+What happens to a straggler: at the deadline its answer is given up. A grid that can cancel (the local one) ends its work. Otherwise it
+goes on, its answer is refused and noted when it comes, and the node gets no further message before that, so that messages do not pile up
+before a client that is too slow: the next one waits for it, within that round's own deadline. A node that stays silent for as long
+again is taken to have lost the message, and is asked as if nothing had been.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 
+import httpx
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid that waits by itself says poll_seconds = 0
+_TRANSPORT = (OSError, httpx.HTTPError)  # the SuperLink cannot be reached, which is no client's doing
 _ONLINE_SECONDS = 5.0  # how often the grid is asked which nodes are still there
+_NOT_SENT = "the message could not be sent (too large for the SuperLink, or the client has left)"
 
 
 @dataclass(frozen=True)
@@ -28,66 +37,181 @@ class Answer:
     seconds: float
 
 
-def exchange(
-    grid: Grid,
-    messages: Mapping[int, Message],
-    seconds: float,
-    on_answer: Callable[[int, Answer], None] | None = None,
-) -> dict[int, Answer]:
-    """Send the messages and wait until every node has answered, has left, or the time is over.
+@dataclass(frozen=True)
+class _Overdue:
+    """A message whose deadline has passed: to whom it went, about what, when (monotonic s), and how long it was waited for."""
 
-    Args:
-        grid: Flower's grid.
-        messages: one message for each node id.
-        seconds: the deadline, from now.
-        on_answer: called with (node id, answer) as each answer comes in.
+    node: int
+    subject: str
+    sent: float
+    seconds: float
 
-    Returns:
-        An answer for every node that was asked.
+
+def lifetime(seconds: float) -> float:
+    """How long Flower has to keep a message with such a deadline, in seconds: late answers are to be told from lost ones."""
+    return 2 * seconds + 60
+
+
+@dataclass
+class Exchange:
+    """The server's messages of one run, and what is still on its way from stragglers.
+
+    Attributes:
+        grid: Flower's grid. One with a method `cancel(message ids)` ends what it is working on.
+        note: told of answers that come too late.
+        name: what people call a node, e.g. "client 3".
     """
-    started = time.monotonic()
-    nodes = list(messages)
-    pause = float(getattr(grid, "poll_seconds", _POLL_SECONDS))
-    answers: dict[int, Answer] = {}
 
-    def settle(node: int, content: RecordDict | None, failure: str = "") -> None:
-        answers[node] = Answer(content, failure, time.monotonic() - started)
-        if on_answer is not None:
-            on_answer(node, answers[node])
+    grid: Grid
+    note: Callable[[str], None] = lambda text: None
+    name: Callable[[int], str] = lambda node: f"node {node}"
+    _overdue: dict[str, _Overdue] = field(default_factory=dict, init=False)
 
-    ids = list(grid.push_messages([messages[node] for node in nodes]))
-    pending: dict[str, int] = {}
-    for node, message_id in zip(nodes, [*ids, *[""] * (len(nodes) - len(ids))], strict=True):
-        if message_id:
-            pending[message_id] = node
-        else:
-            settle(node, None, "the message could not be sent (too large for the SuperLink, or the client has left)")
-    asked_online = started
-    suspects: set[int] = set()
-    while pending:
-        for reply in grid.pull_messages(list(pending)):
-            node = pending.pop(reply.metadata.reply_to_message_id)
-            if reply.has_error():
-                settle(node, None, reply.error.reason or f"Flower error {reply.error.code}")
-            else:
-                settle(node, reply.content)
+    @property
+    def pause(self) -> float:
+        """Seconds to wait between two looks at the grid."""
+        return float(getattr(self.grid, "poll_seconds", _POLL_SECONDS))
+
+    def ask(
+        self, messages: Mapping[int, Message], seconds: float, on_answer: Callable[[int, Answer], None] | None = None
+    ) -> dict[int, Answer]:
+        """Send the messages and wait until every node has answered, has left, or the time is over.
+
+        Args:
+            messages: one message for each node id.
+            seconds: the deadline, from now.
+            on_answer: called with (node id, answer) as each answer comes in.
+
+        Returns:
+            An answer for every node that was asked.
+        """
+        started = time.monotonic()
+        answers: dict[int, Answer] = {}
+        pending: dict[str, int] = {}
+
+        def settle(node: int, content: RecordDict | None, failure: str = "") -> None:
+            answers[node] = Answer(content, failure, time.monotonic() - started)
+            if on_answer is not None:
+                on_answer(node, answers[node])
+
+        def send(nodes: list[int]) -> None:
+            ids = list(self.grid.push_messages([messages[node] for node in nodes]))
+            for node, message_id in zip(nodes, [*ids, *[""] * (len(nodes) - len(ids))], strict=True):
+                if message_id:
+                    pending[message_id] = node
+                else:
+                    settle(node, None, _NOT_SENT)
+
+        held = self._busy(messages)
+        for node, subject in held.items():
+            self.note(f"{self.name(node)} still works on {subject}: it is asked when it has answered that")
+        send([node for node in messages if node not in held])
+        asked_online = started
+        suspects: set[int] = set()
+        while pending or held:
+            for about, reply in _replies(self.grid, [*pending, *self._overdue]):
+                if about in self._overdue:
+                    self._came_late(about, reply)
+                elif about not in pending:  # it answers what was not asked here, or what has been answered
+                    continue
+                elif isinstance(reply, str):
+                    settle(pending.pop(about), None, reply)
+                elif reply.has_error():
+                    settle(pending.pop(about), None, reply.error.reason or f"Flower error {reply.error.code}")
+                else:
+                    settle(pending.pop(about), reply.content)
+            if free := [node for node in held if node not in self._busy(messages)]:
+                for node in free:
+                    del held[node]
+                send(free)
+            now = time.monotonic()
+            if (pending or held) and now - started > seconds:
+                self._give_up(pending, messages, started, seconds)
+                for node in pending.values():
+                    settle(node, None, f"no answer within {seconds:g} s (runtime.round_seconds)")
+                for node, subject in held.items():
+                    settle(node, None, f"still busy with {subject} after {seconds:g} s (runtime.round_seconds)")
+                break
+            if (pending or held) and now - asked_online > _ONLINE_SECONDS:
+                asked_online = now
+                online = set(self.grid.get_node_ids())
+                gone = {node for node in [*pending.values(), *held] if node not in online}
+                lost = gone & suspects  # missing twice in a row: not a hiccup
+                for message_id in [message_id for message_id, node in pending.items() if node in lost]:
+                    settle(pending.pop(message_id), None, "the client left before it answered")
+                for node in [node for node in held if node in lost]:
+                    del held[node]
+                    settle(node, None, f"the client left before it had answered {messages[node].metadata.group_id or 'the one before'}")
+                self._overdue = {m: overdue for m, overdue in self._overdue.items() if overdue.node not in lost}
+                suspects = gone
+            if pending or held:
+                time.sleep(self.pause)
+        return answers
+
+    def _busy(self, messages: Mapping[int, Message]) -> dict[int, str]:
+        """The nodes that have not answered an earlier message, and which one, so far as it may still be answered."""
         now = time.monotonic()
-        if pending and now - started > seconds:
-            for node in pending.values():
-                settle(node, None, f"no answer within {seconds:g} s")
-            break
-        if pending and now - asked_online > _ONLINE_SECONDS:
-            asked_online = now
-            online = set(grid.get_node_ids())
-            gone = {node for node in pending.values() if node not in online}
-            for message_id, node in list(pending.items()):
-                if node in gone & suspects:  # missing twice in a row: not a hiccup
-                    del pending[message_id]
-                    settle(node, None, "the client left before it answered")
-            suspects = gone
-        if pending:
-            time.sleep(pause)
-    return answers
+        self._overdue = {m: overdue for m, overdue in self._overdue.items() if now - overdue.sent <= lifetime(overdue.seconds)}
+        return {
+            overdue.node: overdue.subject
+            for overdue in self._overdue.values()
+            if overdue.node in messages and now - overdue.sent <= 2 * overdue.seconds
+        }
+
+    def _give_up(self, pending: Mapping[str, int], messages: Mapping[int, Message], sent: float, seconds: float) -> None:
+        cancel = getattr(self.grid, "cancel", None)
+        if callable(cancel):
+            cancel(list(pending))
+            return
+        for message_id, node in pending.items():
+            self._overdue[message_id] = _Overdue(node, _subject(messages[node]), sent, seconds)
+
+    def _came_late(self, message_id: str, reply: Message | str) -> None:
+        overdue = self._overdue.pop(message_id)
+        who, took = self.name(overdue.node), time.monotonic() - overdue.sent
+        if isinstance(reply, str) or reply.has_error():
+            reason = reply if isinstance(reply, str) else reply.error.reason or reply.error.code
+            self.note(f"{who} failed in {overdue.subject} after its deadline: {reason}")
+            return
+        self.note(
+            f"{who} answered {overdue.subject} after {took:.0f} s, {took - overdue.seconds:.0f} s too late: its answer is not used. "
+            "A larger runtime.round_seconds would have waited for it"
+        )
+
+
+def exchange(
+    grid: Grid, messages: Mapping[int, Message], seconds: float, on_answer: Callable[[int, Answer], None] | None = None
+) -> dict[int, Answer]:
+    """One `Exchange.ask` by itself."""
+    return Exchange(grid).ask(messages, seconds, on_answer)
+
+
+def _subject(message: Message) -> str:
+    group = str(message.metadata.group_id or "")
+    return f"round {group}" if group.isdigit() else f"the message {group!r}"
+
+
+def _replies(grid: Grid, asked: list[str]) -> Iterator[tuple[str, Message | str]]:
+    """The replies that there are, each with the message that it answers; a sentence in place of one that cannot be read.
+
+    Flower makes messages of what clients have sent while it fetches them, and raises whatever a malformed one leads to. Then each
+    is fetched alone, so that the error is laid at its sender's door.
+    """
+    try:
+        yield from ((reply.metadata.reply_to_message_id, reply) for reply in list(grid.pull_messages(asked)))
+        return
+    except _TRANSPORT:
+        raise
+    except Exception:
+        pass
+    for message_id in asked:
+        try:
+            for reply in grid.pull_messages([message_id]):
+                yield message_id, reply
+        except _TRANSPORT:
+            raise
+        except Exception as error:  # Flower's readers raise all sorts of errors on a stranger's bytes
+            yield message_id, f"the answer cannot be read: {error!r:.200}"
 
 
 def content_bytes(content: RecordDict) -> int:

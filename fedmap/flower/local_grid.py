@@ -37,6 +37,21 @@ class _Worker:
     pipe: Connection
     task: Message | None = None
 
+    def end(self) -> str:
+        """Wait for a process that is about to end, and say how it did."""
+        self.process.join(timeout=5)
+        code = self.process.exitcode
+        if code == -signal.SIGKILL:
+            return "was killed (by the system, if it took more memory than there is: use fewer runtime.workers or a smaller batch_size)"
+        return f"ended with exit code {code}"
+
+    def renew(self) -> None:
+        """Put a fresh process in the place of one that has ended, or soon will."""
+        self.pipe.close()
+        self.process.join(timeout=5)
+        fresh = _start_worker()
+        self.process, self.pipe, self.task = fresh.process, fresh.pipe, None
+
 
 @dataclass
 class LocalGrid(Grid):
@@ -114,6 +129,15 @@ class LocalGrid(Grid):
         self._work()
         return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
 
+    def cancel(self, message_ids: Iterable[str]) -> None:
+        """Give up messages that have not been answered. A worker that is busy with one is ended, and a fresh one takes its place."""
+        given_up = set(message_ids)
+        self._waiting = deque(message for message in self._waiting if message.metadata.message_id not in given_up)
+        for worker in self._pool:
+            if worker.task is not None and worker.task.metadata.message_id in given_up:
+                worker.process.kill()
+                worker.renew()
+
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and collect the replies until all have come or `timeout` seconds have passed."""
         left = set(self.push_messages(messages))
@@ -137,9 +161,13 @@ class LocalGrid(Grid):
             return
         for worker in self._pool:
             if worker.task is None and self._waiting:
-                worker.task = self._waiting.popleft()
+                if not worker.process.is_alive():  # killed while it had nothing to do: nothing is lost
+                    log.warning("an idle worker process has ended with exit code %s; another one takes its place", worker.process.exitcode)
+                    worker.renew()
+                message = self._waiting.popleft()
+                worker.task = message
                 try:
-                    worker.pipe.send((worker.task, self._context(worker.task.metadata.dst_node_id)))
+                    worker.pipe.send((message, self._context(message.metadata.dst_node_id)))
                 except OSError:
                     self._replace(worker)
         busy = {worker.pipe: worker for worker in self._pool if worker.task is not None}
@@ -160,14 +188,12 @@ class LocalGrid(Grid):
 
     def _replace(self, worker: _Worker) -> None:
         """A worker died (killed, or out of memory): its message failed, and a fresh worker takes its place."""
-        worker.process.join(timeout=5)
         assert worker.task is not None
-        reason = f"the worker process ended with exit code {worker.process.exitcode} while it answered (out of memory?)"
-        log.warning("%s", reason)
-        self._replies[worker.task.metadata.message_id] = Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=worker.task)
-        worker.pipe.close()
-        fresh = _start_worker()
-        worker.process, worker.pipe, worker.task = fresh.process, fresh.pipe, None
+        task = worker.task
+        reason = f"the worker process {worker.end()} while it answered"
+        log.warning("%s; another one takes its place", reason)
+        self._replies[task.metadata.message_id] = Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=task)
+        worker.renew()
 
 
 def _start_worker() -> _Worker:

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, MessageType, RecordDict
 
 from fedmap.flower import exchange as module
-from fedmap.flower.exchange import Answer, content_bytes, exchange
+from fedmap.flower.exchange import Answer, Exchange, content_bytes
 from fedmap.flower.local_grid import LocalGrid
 from fedmap.flower.parcels import arrays_to_record
 
@@ -53,7 +53,7 @@ def failing(message: Message) -> Error:
 def ask(room: Room, nodes: Iterable[int], seconds: float = 5.0) -> tuple[dict[int, Answer], list[int]]:
     order: list[int] = []
     messages = {node: Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes}
-    return exchange(room, messages, seconds, lambda node, _: order.append(node)), order
+    return Exchange(room).ask(messages, seconds, lambda node, _: order.append(node)), order
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +80,7 @@ def test_nobody_waits_longer_than_the_deadline() -> None:
     started = time.monotonic()
     answers, order = ask(Room({1: silent, 2: echo}), (1, 2), seconds=0.4)
     assert 0.3 < time.monotonic() - started < 5
-    assert answers[1] == Answer(None, "no answer within 0.4 s", answers[1].seconds)
+    assert answers[1] == Answer(None, "no answer within 0.4 s (runtime.round_seconds)", answers[1].seconds)
     assert answers[2].content is not None
     assert sorted(order) == [1, 2]
 
@@ -122,6 +122,70 @@ def test_a_message_that_could_not_be_sent_is_an_answer_too() -> None:
     answers, _ = ask(room, (2, 1))
     assert "could not be sent" in answers[2].failure
     assert answers[1].content is not None
+
+
+class Distant(Room):
+    """A grid that cannot cancel, like Flower's; a node answers a message when its time has come."""
+
+    cancel = None  # type: ignore[assignment]
+
+    def __init__(self, answers_after: dict[int, list[float]]) -> None:
+        super().__init__(dict.fromkeys(answers_after, echo))
+        self.after = answers_after
+        self.got: dict[int, list[str]] = {node: [] for node in answers_after}
+        self.due: list[tuple[float, Message]] = []
+
+    def _work(self) -> None:
+        while self._waiting:
+            message = self._waiting.popleft()
+            node = message.metadata.dst_node_id
+            self.got[node].append(message.metadata.group_id)
+            self.due.append((time.monotonic() + self.after[node].pop(0), message))
+        for when, message in list(self.due):
+            if time.monotonic() >= when:
+                self.due.remove((when, message))
+                self._replies[message.metadata.message_id] = Message(echo(message), reply_to=message)
+
+
+def rounds_of(room: Distant, seconds: list[float]) -> tuple[list[dict[int, Answer]], list[str]]:
+    said: list[str] = []
+    office = Exchange(room, said.append, lambda node: f"client {node}")
+    found = []
+    for number, limit in enumerate(seconds, start=1):
+        messages = {node: Message(RecordDict(), node, MessageType.TRAIN, ttl=60, group_id=str(number)) for node in room.after}
+        found.append(office.ask(messages, limit))
+    return found, said
+
+
+def test_a_late_answer_is_refused_and_said_and_the_straggler_gets_no_pile_of_work() -> None:
+    room = Distant({1: [0.0] * 3, 2: [0.7, 0.0, 0.0]})
+    (first, second, third), said = rounds_of(room, [0.4, 5.0, 5.0])
+    assert first[2].failure == "no answer within 0.4 s (runtime.round_seconds)"
+    assert second[2].content is not None
+    assert third[2].content is not None
+    assert room.got == {1: ["1", "2", "3"], 2: ["1", "2", "3"]}
+    assert said[0] == "client 2 still works on round 1: it is asked when it has answered that"
+    assert said[1].startswith("client 2 answered round 1 after 1 s, ")
+    assert "too late: its answer is not used. A larger runtime.round_seconds would have waited for it" in said[1]
+    assert len(said) == 2
+
+
+def test_a_straggler_that_stays_silent_is_asked_again_later() -> None:
+    room = Distant({1: [60.0, 0.0]})
+    answers, _ = rounds_of(room, [0.2, 0.1, 1.0])
+    assert [answer[1].failure for answer in answers] == [
+        "no answer within 0.2 s (runtime.round_seconds)",
+        "still busy with round 1 after 0.1 s (runtime.round_seconds)",
+        "",
+    ]
+    assert room.got == {1: ["1", "3"]}
+
+
+def test_what_a_local_grid_was_asked_in_vain_is_not_done_later() -> None:
+    room = Room({1: silent, 2: silent})
+    answers, _ = ask(room, (1, 2), seconds=0.05)
+    assert all("no answer" in answer.failure for answer in answers.values())
+    assert not room._waiting
 
 
 def test_nobody_to_ask() -> None:
