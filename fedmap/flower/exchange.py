@@ -179,13 +179,6 @@ class Exchange:
         )
 
 
-def exchange(
-    grid: Grid, messages: Mapping[int, Message], seconds: float, on_answer: Callable[[int, Answer], None] | None = None
-) -> dict[int, Answer]:
-    """One `Exchange.ask` by itself."""
-    return Exchange(grid).ask(messages, seconds, on_answer)
-
-
 def _subject(message: Message) -> str:
     group = str(message.metadata.group_id or "")
     return f"round {group}" if group.isdigit() else f"the message {group!r}"

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message, MessageType
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedmap.errors import QuorumError, UpdateError
-from fedmap.flower.exchange import exchange
+from fedmap.flower.exchange import Exchange, lifetime
+from fedmap.flower.identities import Identities
 from fedmap.flower.wire import ClientCard, RunInfo, content_to_card, run_to_content
 
 _POLL_SECONDS = 0.5
+_JOIN_SECONDS = 15.0  # how long a round waits for a client that has just come; one that takes longer joins a later round
+_LONGEST_JOIN = 600.0  # after so many seconds without an answer a node is asked again who it is
+_MOST_TRIES = 3  # how often a node is asked who it is if it says nothing about why it cannot answer
 
 
 def quorum_of(count: int, quorum: float) -> int:
@@ -33,6 +37,7 @@ class Registry:
         model_names: the names of the tensors the server shares; a client must have the same.
         fingerprint: of the server's frozen towers; a client must have the same.
         note: told whenever a client joins, leaves or cannot take part.
+        identities: which node is which client's, where clients are known by their keys; a node that is in nobody's name may not join.
         waiting: told who has joined, of how many, while they are waited for.
         before: training rows of each client that was there when the run was stopped.
     """
@@ -44,10 +49,21 @@ class Registry:
     fingerprint: str
     note: Callable[[str], None]
     before: Mapping[int, int] = field(default_factory=dict)
+    identities: Identities | None = None
     waiting: Callable[[Sequence[int], int], None] = lambda joined, expected: None
     cards: dict[int, ClientCard] = field(default_factory=dict)
     nodes: dict[int, int] = field(default_factory=dict)
     problems: dict[int, str] = field(default_factory=dict)
+    _asked: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)  # who was asked who it is, and when, by message
+    _tries: dict[int, int] = field(default_factory=dict, init=False)
+    _rivals: dict[int, ClientCard] = field(default_factory=dict, init=False)  # who said to be a client that is there already
+
+    def __post_init__(self) -> None:
+        self.exchange = Exchange(self.grid, self.note, self.name)
+
+    def name(self, node: int) -> str:
+        """What people call a node."""
+        return next((f"client {client_id}" for client_id, own in self.nodes.items() if own == node), f"node {node}")
 
     def client_ids(self) -> list[int]:
         """The clients that have joined and are there, ascending."""
@@ -58,32 +74,79 @@ class Registry:
         return {client_id: self.cards[client_id].num_train for client_id in self.client_ids()}
 
     def refresh(self, seconds: float) -> None:
-        """Drop clients whose node has left; ask new nodes who they are, for at most `seconds`."""
+        """Drop clients whose node has left; ask new nodes who they are.
+
+        Who has been asked earlier is not waited for, and who is new for `seconds` at most, or a quarter of a minute if that is less:
+        no round waits for a client that needs long to read its data.
+        """
         online = set(self.grid.get_node_ids())
         for client_id, node in list(self.nodes.items()):
             if node not in online:
                 del self.nodes[client_id]
                 self.note(f"client {client_id} has left")
-        for node in set(self.problems) - online:
-            del self.problems[node]
-        known = set(self.nodes.values()) | set(self.problems)
-        new = sorted(online - known)
-        if not new:
-            return
+        for here in (self.problems, self._rivals, self._tries):
+            for node in set(here) - online:
+                del here[node]
+        self._asked = {message_id: asked for message_id, asked in self._asked.items() if asked[0] in online}
+        for node, card in list(self._rivals.items()):
+            if card.client_id not in self.nodes:
+                del self._rivals[node]
+                self._settle(node, card)
+        patience = max(seconds, _LONGEST_JOIN)
+        for message_id, (node, asked) in list(self._asked.items()):
+            if time.monotonic() - asked > patience:
+                del self._asked[message_id]
+                self._try_again(node, f"no answer within {patience:g} s")
+        new = sorted(online - {*self.nodes.values(), *self.problems, *self._rivals, *(node for node, _ in self._asked.values())})
+        if new:
+            self._ask(new)
+        end = time.monotonic() + min(seconds, _JOIN_SECONDS)
+        while self._asked:
+            for reply in self.grid.pull_messages(list(self._asked)):
+                self._answered(self._asked.pop(reply.metadata.reply_to_message_id)[0], reply)
+            if time.monotonic() >= end or not set(new) & {node for node, _ in self._asked.values()}:
+                return
+            time.sleep(self.exchange.pause)
+
+    def _ask(self, nodes: Sequence[int]) -> None:
         content = run_to_content(self.run)
-        messages = {node: Message(content, node, MessageType.QUERY, ttl=seconds + 60, group_id="join") for node in new}
-        for node, answer in exchange(self.grid, messages, seconds).items():
-            try:
-                if answer.content is None:
-                    raise UpdateError(answer.failure)
-                self._admit(node, content_to_card(answer.content))
-            except UpdateError as error:
-                if node in set(self.grid.get_node_ids()):
-                    self.problems[node] = str(error)
-                    self.note(f"a client cannot take part: {error}")
+        messages = [Message(content, node, MessageType.QUERY, ttl=lifetime(_LONGEST_JOIN), group_id="join") for node in nodes]
+        for node, message_id in zip(nodes, self.grid.push_messages(messages), strict=False):
+            if message_id:
+                self._asked[message_id] = node, time.monotonic()
+                self._tries[node] = self._tries.get(node, 0) + 1
+
+    def _answered(self, node: int, reply: Message) -> None:
+        if reply.has_error():
+            self._try_again(node, reply.error.reason or f"Flower error {reply.error.code}")
+        else:
+            self._settle(node, reply.content)
+
+    def _try_again(self, node: int, reason: str) -> None:
+        """It has not answered, or Flower did in its place: not its own word, and so perhaps not the last one."""
+        if node not in set(self.grid.get_node_ids()):
+            return
+        if self._tries[node] < _MOST_TRIES and not getattr(self.grid, "closed", False):
+            self.note(f"a client could not say who it is ({reason}); it is asked again")
+        else:
+            self._cannot(node, reason)
+
+    def _settle(self, node: int, said: ClientCard | RecordDict) -> None:
+        try:
+            self._admit(node, said if isinstance(said, ClientCard) else content_to_card(said))
+        except UpdateError as error:
+            self._cannot(node, str(error))
+
+    def _cannot(self, node: int, reason: str) -> None:
+        if node in set(self.grid.get_node_ids()):
+            self.problems[node] = reason
+            self.note(f"a client cannot take part: {reason}")
 
     def _admit(self, node: int, card: ClientCard) -> None:
         who = f"client {card.client_id}"
+        if self.identities is not None and (owner := self.identities().get(node)) != card.client_id:
+            whose = "a key that is not accepted" if owner is None else f"client {owner}'s key"
+            raise UpdateError(f"a node with {whose} says that it is {who}; start each client with the key that was made for its client_id")
         if tuple(card.label_names) != tuple(self.label_names):
             raise UpdateError(
                 f"{who} has other labels than the server ({len(card.label_names)} against {len(self.label_names)}); "
@@ -97,7 +160,12 @@ class Registry:
         if card.fingerprint != self.fingerprint:
             raise UpdateError(f"{who} has other frozen tower weights than the server; use the same pretrained files everywhere")
         if card.client_id in self.nodes and self.nodes[card.client_id] in set(self.grid.get_node_ids()):
-            raise UpdateError(f"{who} is already there on another node; give every client its own client_id")
+            self._rivals[node] = card
+            self.note(
+                f"{who} is already there on another node. If it has come back, it takes part as soon as Flower knows that the other node "
+                "has left; otherwise give every client its own client_id"
+            )
+            return
         self.nodes[card.client_id] = node
         self.cards[card.client_id] = card
         self.note(f"client {card.client_id} has joined with {card.num_train} training rows")
@@ -122,7 +190,9 @@ class Registry:
             self.waiting(self.client_ids(), expected)
             if joined >= expected and set(also) <= set(self.nodes):
                 return
-            everybody = getattr(self.grid, "closed", False) and len(self.nodes) + len(self.problems) >= len(list(self.grid.get_node_ids()))
+            everybody = getattr(self.grid, "closed", False) and len(self.nodes) + len(self.problems) + len(self._rivals) >= len(
+                list(self.grid.get_node_ids())
+            )
             if everybody or time.monotonic() >= end:
                 break
             if joined != said:

@@ -101,10 +101,68 @@ def test_a_client_that_does_not_fit_is_refused_with_a_reason_and_not_asked_again
 
 
 def test_one_identity_for_one_client() -> None:
-    _, registry, said = hall_with(node7=CARD, node8=CARD)
+    hall, registry, said = hall_with(node7=CARD, node8=replace(CARD, num_train=11))
+    registry.refresh(5)
     registry.refresh(5)
     assert registry.nodes == {0: 7}
-    assert "client 0 is already there on another node; give every client its own client_id" in said[1]
+    assert said[1].startswith("client 0 is already there on another node.")
+    assert said[1].endswith("otherwise give every client its own client_id")
+    assert len(said) == 2, "said once"
+    del hall.people[7]
+    registry.refresh(5)
+    assert registry.nodes == {0: 8}, "it had come back before the server knew that it had left"
+    assert registry.rows() == {0: 11}
+    assert hall.asked == [7, 8]
+
+
+class Slow(Hall):
+    """A hall where some nodes take their time to say who they are."""
+
+    thinking: frozenset[int] = frozenset()
+
+    def _work(self) -> None:
+        if self._waiting and self._waiting[0].metadata.dst_node_id in self.thinking:
+            self._waiting.rotate(-1)
+        else:
+            super()._work()
+
+
+def test_no_round_waits_for_a_client_that_reads_its_data_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_JOIN_SECONDS", 0.05)
+    hall, said = Slow(), []
+    registry = Registry(hall, RUN, ("Drama", "War"), ("w", "b"), "towers-1", said.append)
+    hall.enter(7, CARD)
+    hall.enter(8, replace(CARD, client_id=1))
+    hall.thinking = frozenset({8})
+    started = time.monotonic()
+    registry.refresh(60)
+    assert registry.client_ids() == [0]
+    registry.refresh(60)
+    assert time.monotonic() - started < 5
+    hall.thinking = frozenset()
+    registry.refresh(60)
+    assert registry.client_ids() == [0, 1]
+    assert hall.asked == [7, 8], "each was asked once"
+
+
+def test_a_client_for_which_flower_answers_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    hall, registry, said = hall_with()
+    hall.people[7] = Error(code=2, reason="the process was killed")
+    registry.refresh(1)
+    assert said == ["a client could not say who it is (the process was killed); it is asked again"]
+    hall.enter(7, CARD)
+    registry.refresh(1)
+    assert registry.client_ids() == [0]
+    monkeypatch.setattr(module, "_LONGEST_JOIN", 0.0)
+    slow = Slow()
+    registry = Registry(slow, RUN, ("Drama", "War"), ("w", "b"), "towers-1", said.append)
+    slow.enter(9, CARD)
+    slow.thinking = frozenset({9})
+    for _ in range(4):
+        registry.refresh(0.01)
+        time.sleep(0.02)
+    assert said[-1] == "a client cannot take part: no answer within 0.01 s"
+    assert registry.problems == {9: "no answer within 0.01 s"}
 
 
 def test_a_client_with_a_problem_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
