@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from fedmap import access
 from fedmap import config as configuration
 from fedmap.config import RunConfig
 from fedmap.errors import FederationError, QuorumError
@@ -75,9 +76,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         for key in ("root", "cache_dir"):
             if data.get(key):
                 data[key] = os.path.abspath(os.path.expanduser(str(data[key])))
-    service = tree.get("service")
-    if isinstance(service, dict) and service.get("token_file"):
-        service["token_file"] = os.path.abspath(os.path.expanduser(str(service["token_file"])))
+    for node, key in (("service", "token_file"), ("security", "folder")):
+        values = tree.get(node)
+        if isinstance(values, dict) and values.get(key):
+            values[key] = os.path.abspath(os.path.expanduser(str(values[key])))
     return tree
 
 
@@ -101,6 +103,7 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     if _has_finished(config, folder):
         _show_results(folder)
         return
+    access.check_server(config, _warn)
     platform = Platform.from_environment()
     progress = make_progress()
     _log_through(progress)
@@ -123,6 +126,10 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
     finally:
         progress.stop()
     _show_results(folder)
+
+
+def _warn(text: str) -> None:
+    print(f"WARNING: {text}", file=sys.stderr, flush=True)
 
 
 def _has_finished(config: RunConfig, folder: Path) -> bool:
@@ -194,6 +201,7 @@ def _join(config: RunConfig, file: Path, folder: Path) -> None:
 
     if config.runtime.name != "superlink":
         raise FederationError("client_main.py joins a server over runtime=superlink; with runtime=local the server runs all clients itself")
+    access.check_client(config, _warn)
 
     def say(text: str) -> None:
         print(text, flush=True)

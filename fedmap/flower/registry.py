@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,12 @@ _MOST_TRIES = 3  # how often a node is asked who it is if it says nothing about 
 def quorum_of(count: int, quorum: float) -> int:
     """How many of `count` clients make the quorum: at least one."""
     return max(1, math.ceil(count * quorum - 1e-9))
+
+
+def _sentence(failure: str) -> str:
+    """A client's exception as Flower words it, `<class 'module.Error'>:<'sentence'>`, without the wrapping."""
+    found = re.fullmatch(r"<class '[\w.]+'>:<'(.+)'>", failure, re.DOTALL)
+    return found[1] if found else failure
 
 
 @dataclass

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedmap.access.folder import AccessFolder
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
 from fedmap.flower import processes
+from fedmap.flower.bundle import stage
 from fedmap.flower.events import Tail, show
+from fedmap.flower.identities import NODES, read_nodes
 from fedmap.progress import Progress
 
 _POLL_SECONDS = 0.3
@@ -30,74 +35,68 @@ def serve(config: RunConfig, config_file: Path, folder: Path, run_name: str, pro
     environment = processes.environment(PROJECT / ".fedmap" / "flower" / run_name)
     home = Path(environment["FLWR_HOME"])
     try:
-        with _superlink(config, folder, environment) as link:
+        with _superlink(config, folder, environment) as (link, control):
             events = Tail(folder / "events.jsonl")
             events.skip()
-            run_id = _submit(config, config_file, folder, run_name, environment)
-            progress.note(f"clients can join at {config.runtime.address}: python client_main.py client_id=<k>")
-            _watch(events, link, progress, lambda: _status(run_id, environment))
+            _name_connection(home, control, config.security.folder)
+            run_id = _submit(control, config_file, folder, run_name, environment)
+            how = " security=tls" if config.security.tls else ""
+            progress.note(f"clients can join at {config.runtime.address}: python client_main.py client_id=<k>{how}")
+            _watch(events, link, progress, lambda: _status(run_id, environment), folder / NODES)
     finally:
+        (folder / NODES).unlink(missing_ok=True)
         _forget(home)
 
 
 @contextlib.contextmanager
-def _superlink(config: RunConfig, folder: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes] | None]:
+def _superlink(config: RunConfig, folder: Path, environment: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes] | None, str]]:
+    """The SuperLink's process, None where it is somebody else's, and the address at which it takes the run."""
     address = config.runtime.address
     if config.runtime.external:
         if not processes.answers(address):
             raise FederationError(f"nothing answers at {address}; start a SuperLink there or set runtime.external=false")
-        yield None
+        yield None, address
         return
     if processes.answers(address):
         raise FederationError(
             f"{address} is already taken by another program; choose another runtime.address (clients need the same), "
             "or use the SuperLink that runs there with runtime.external=true"
         )
-    host, port = processes.split_address(address)
-    command = [processes.program("flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
-    command += ["--disable-runtime-dependency-installation"]
-    log = folder / "superlink.log"
+    log, control = folder / "superlink.log", address
+    if config.security.folder is None:
+        host, port = processes.split_address(address)
+        command = [processes.program("flower-superlink"), "--insecure", "--host", host, "--port", str(port)]
+        command += ["--disable-runtime-dependency-installation"]
+    else:
+        control = f"127.0.0.1:{processes.free_port()}"
+        command = [sys.executable, "-m", "fedmap.service.link", config.security.folder, address, control, str(folder / NODES)]
+        own = os.pathsep.join(part for part in (str(PROJECT), os.environ.get("PYTHONPATH", "")) if part)
+        environment = {**environment, "PYTHONPATH": own}
     with processes.running(command, log, Path.cwd(), environment) as process:
-        processes.wait_until_answers(address, process, log)
-        yield process
+        processes.wait_until_answers(control, process, log)
+        yield process, control
 
 
-def _submit(config: RunConfig, config_file: Path, folder: Path, run_name: str, environment: dict[str, str]) -> str:
-    home = Path(environment["FLWR_HOME"])
-    (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "fedmap"\n\n[superlink.fedmap]\naddress = "{config.runtime.address}"\ninsecure = true\n'
+def _name_connection(home: Path, control: str, certificates: str | None) -> None:
+    """Write Flower's own configuration: what its commands reach under the name fedmap."""
+    how = (
+        "insecure = true" if certificates is None else f"root-certificates = {json.dumps(str(AccessFolder(Path(certificates)).authority))}"
     )
+    text = f'[superlink]\ndefault = "fedmap"\n\n[superlink.fedmap]\naddress = "{control}"\n{how}\n'
+    (home / "config.toml").write_text(text, encoding="utf-8")
+
+
+def _submit(control: str, config_file: Path, folder: Path, run_name: str, environment: dict[str, str]) -> str:
+    home = Path(environment["FLWR_HOME"])
     values = {"config": str(config_file), "folder": str(folder), "run-name": run_name}
     overrides = " ".join(f"{key}={json.dumps(value)}" for key, value in values.items())
-    app = _staged(home)
+    app = stage(home)
     command = [processes.program("flwr"), "run", str(app), "fedmap", "--run-config", overrides, "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     answer = _json(done.stdout)
     if done.returncode != 0 or not answer.get("success"):
-        raise FederationError(f"the app cannot be submitted to the SuperLink at {config.runtime.address}:\n{done.stdout}{done.stderr}")
+        raise FederationError(f"the app cannot be submitted to the SuperLink at {control}:\n{done.stdout}{done.stderr}")
     return str(answer["run-id"])
-
-
-_NOT_APP = ("all_in_one_dataset", "dataset", "server_data", "outputs", "multirun", "demo", "docs", "node_modules", "venv")
-
-
-def _staged(home: Path) -> Path:
-    """The app's files alone, in a folder of their own: Flower would walk through data and environments to bundle the project."""
-
-    def unwanted(folder: str, names: list[str]) -> set[str]:
-        at_root = Path(folder) == PROJECT
-        return {
-            name
-            for name in names
-            if name.startswith((".", "__pycache__"))
-            or (at_root and name in _NOT_APP)
-            or (not name.endswith((".py", ".yaml", ".toml", "LICENSE")) and not (Path(folder) / name).is_dir())
-        }
-
-    app = home / "fedmap"
-    shutil.rmtree(app, ignore_errors=True)
-    shutil.copytree(PROJECT, app, ignore=unwanted)
-    return app
 
 
 def _status(run_id: str, environment: dict[str, str]) -> tuple[str, str]:
@@ -119,7 +118,10 @@ def _json(text: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _watch(events: Tail, link: subprocess.Popen[bytes] | None, progress: Progress, status: Callable[[], tuple[str, str]]) -> None:
+def _watch(
+    events: Tail, link: subprocess.Popen[bytes] | None, progress: Progress, status: Callable[[], tuple[str, str]], nodes: Path
+) -> None:
+    known = set(read_nodes(nodes).values())
     log = events.path.with_name("superlink.log")
     asked = time.monotonic()
     while True:
@@ -129,6 +131,10 @@ def _watch(events: Tail, link: subprocess.Popen[bytes] | None, progress: Progres
             if event["event"] == "failed":
                 raise FederationError(str(event["reason"]))
             show(event, progress)
+        if known and (accepted := set(read_nodes(nodes).values())) != known:
+            for client_id in sorted(known - accepted):
+                progress.note(f"client {client_id}'s key is no longer accepted: it is cut off")
+            known = accepted
         if link is not None and link.poll() is not None:
             raise FederationError(f"the SuperLink ended with exit code {link.returncode}; the end of {log}:\n{processes.tail(log)}")
         if time.monotonic() - asked > _STATUS_SECONDS:

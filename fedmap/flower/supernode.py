@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import time
@@ -14,16 +16,21 @@ from typing import Any, Protocol
 
 import psutil
 
+from fedmap.access.folder import AccessFolder
+from fedmap.access.handshake import check_encrypted, check_plain
 from fedmap.backoff import pauses
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
-from fedmap.flower import processes
+from fedmap.flower import own_app, processes
 from fedmap.flower.events import Tail
+from fedmap.flower.identities import REFUSED
 from fedmap.participation import CONNECTED, CONNECTING, SEARCHING, Participation
 
 _POLL_SECONDS = 0.3
 _EARLY_SECONDS = 30.0  # a SuperNode that ends sooner, with the server there, has not only lost its connection
 _MOST_FAILURES = 4
+_MOST_PROBLEMS = 3  # rounds in a row that a client may fail before it ends: one error may pass, as when a machine is short of memory
+_TURN_SECONDS, _TURN_SAID_SECONDS = 180.0, 12.0  # Flower forgets a SuperNode that died without a word after a minute
 _ENDED, _STOPPED, _MOVED, _LOST = "the run has ended", "stopped", "the server has moved", "the SuperNode has ended"
 
 
@@ -74,7 +81,10 @@ def join(member: Member, server: Whereabouts, participation: Participation) -> b
     """
     config, folder = member.config, member.folder
     environment = processes.environment(PROJECT / ".fedmap" / "flower" / f"{folder.parent.name}_{folder.name}_client_{config.client_id}")
+    home = Path(environment["FLWR_HOME"])
     events = Tail(folder / "client_events.jsonl")
+    if config.security.app == "same":
+        environment["PATH"] = os.pathsep.join([str(own_app.install(home, events.path)), environment["PATH"]])
     for _ in events.new():  # of an earlier time that this process took part
         pass
     log = folder / "supernode.log"
@@ -86,15 +96,18 @@ def join(member: Member, server: Whereabouts, participation: Participation) -> b
             if not address:
                 return False
             started = time.monotonic()
+            attempt = _Log(log, log.stat().st_size if log.exists() else 0)
             participation.update(connections=participation.standing.connections + 1)
             with processes.running(_supernode(member, address, events.path), log, Path.cwd(), environment) as process:
-                outcome = _follow(member, events, process, server, address, participation)
+                outcome = _follow(member, events, process, server, address, participation, attempt)
             if outcome in (_ENDED, _STOPPED):
                 return outcome == _ENDED
             if outcome == _MOVED:
                 continue
             early = time.monotonic() - started < _EARLY_SECONDS and processes.answers(address)
             failures = failures + 1 if early else 0
+            if refusal := attempt.refusal():
+                raise FederationError(f"client {config.client_id} may not join at {address}: {refusal}")
             if failures >= _MOST_FAILURES:
                 raise FederationError(
                     f"the SuperNode ended {failures} times in a row although {address} answers, last with exit code "
@@ -111,8 +124,54 @@ def join(member: Member, server: Whereabouts, participation: Participation) -> b
 
 def _supernode(member: Member, address: str, events: Path) -> list[str]:
     node = {"client-id": member.config.client_id, "config": str(member.config_file), "events": str(events)}
-    command = [processes.program("flower-supernode"), "--insecure", "--superlink", address, "--port", str(processes.free_port())]
-    return [*command, "--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())]
+    command = [processes.program("flower-supernode"), "--superlink", address, "--port", str(processes.free_port())]
+    command += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())]
+    if member.config.security.folder is None:
+        return [*command, "--insecure"]
+    access = AccessFolder(Path(member.config.security.folder))
+    key = access.client_key(member.config.client_id)
+    return [*command, "--root-certificates", str(access.authority), "--auth-supernode-private-key", str(key)]
+
+
+@dataclass(frozen=True)
+class _Log:
+    """What one SuperNode has said.
+
+    Attributes:
+        path: a file, in which other SuperNodes have written before.
+        start: where this one begins.
+    """
+
+    path: Path
+    start: int
+
+    def said(self) -> str:
+        """Everything since the start, or since the file was begun anew."""
+        with self.path.open("rb") as file:
+            file.seek(self.start if self.path.stat().st_size >= self.start else 0)
+            return file.read().decode(errors="replace")
+
+    def refusal(self) -> str:
+        """The sentence with which the server has refused the SuperNode; "" if it has not."""
+        found = re.search(rf"\[code: {REFUSED}\] ([^\n]+)", self.said())
+        return found[1].strip() if found else ""
+
+    def connected(self) -> bool:
+        """Whether the server has taken the connection."""
+        return "SuperNode ID:" in self.said()
+
+
+def _look(config: RunConfig, address: str) -> None:
+    """Check that client and server agree about TLS.
+
+    Raises:
+        FederationError: they do not, or the server is not the one that the client's authority knows.
+    """
+    host, port = processes.split_address(address)
+    if config.security.folder is None:
+        check_plain(host, port)
+    else:
+        check_encrypted(host, port, AccessFolder(Path(config.security.folder)).authority)
 
 
 def _address(client_id: int, server: Whereabouts, participation: Participation, say: Callable[[str], None]) -> str:
@@ -133,18 +192,27 @@ def _address(client_id: int, server: Whereabouts, participation: Participation, 
 
 
 def _follow(
-    member: Member, events: Tail, process: subprocess.Popen[bytes], server: Whereabouts, address: str, participation: Participation
+    member: Member,
+    events: Tail,
+    process: subprocess.Popen[bytes],
+    server: Whereabouts,
+    address: str,
+    participation: Participation,
+    log: _Log,
 ) -> str:
     """Pass on what the client app does until it is over; returns how it ended."""
     client_id, say = member.config.client_id, member.say
     here: bool | None = None
     probed = 0.0
+    problems = 0  # in a row
+    waits = _Turn(client_id, say, log) if member.config.security.tls else None
     while True:
         for event in events.new():
             say(_sentence(event, client_id))
             participation.event(event)
             member.on_event(event)
-            if event["event"] == "problem":
+            problems = problems + 1 if event["event"] == "problem" else 0 if event["event"] == "trained" else problems
+            if event["event"] == "problem" and (event.get("asked") == "query" or problems >= _MOST_PROBLEMS):
                 time.sleep(2 * _POLL_SECONDS)
                 _drain(process)
                 raise FederationError(f"client {client_id} cannot take part: {event['kind']}: {event['message']}")
@@ -162,11 +230,43 @@ def _follow(
             probed = time.monotonic()
             now = processes.answers(address)
             if now != here:
+                if now:
+                    _look(member.config, address)
                 _tell_connection(client_id, address, now, participation, say)
             if not now and here is not None:
                 server.refresh()
             here = now
+            if waits is not None and here:
+                waits.look()
         time.sleep(_POLL_SECONDS)
+
+
+class _Turn:
+    """A server that knows clients by their keys takes one connection of each; this client may have to wait for an earlier one's end."""
+
+    def __init__(self, client_id: int, say: Callable[[str], None], log: _Log) -> None:
+        self._client_id, self._say, self._log = client_id, say, log
+        self._since: float | None = None
+        self._said = self._done = False
+
+    def look(self) -> None:
+        """Say that it is waited for.
+
+        Raises:
+            FederationError: it takes too long.
+        """
+        self._done = self._done or self._log.connected()
+        if self._done:
+            return
+        self._since = self._since or time.monotonic()
+        waited = time.monotonic() - self._since
+        if waited > _TURN_SECONDS:
+            raise FederationError(
+                f"client {self._client_id}'s key is in use by another program that is connected to the server; give every client its own key"
+            )
+        if waited > _TURN_SAID_SECONDS and not self._said:
+            self._said = True
+            self._say(f"client {self._client_id}: the server still sees an earlier connection with this key; waiting for its end")
 
 
 def _tell_connection(client_id: int, address: str, now: bool, participation: Participation, say: Callable[[str], None]) -> None:
@@ -211,7 +311,8 @@ def _sentence(event: dict[str, Any], client_id: int) -> str:
         return f"{place}, trained in {_number(event['seconds'], 1)} s, loss {_number(event['loss'])}{f1}"
     if kind in ("finished", "evaluated"):
         return f"{who}: test macro-F1 {event['macro_f1']:.3f}, micro-F1 {event['micro_f1']:.3f} on {event['num_test']} rows"
-    return f"{who}: {event.get('kind', kind)}: {event.get('message', '')}"
+    what = "left out of this round" if event.get("asked") == "train" else "no answer"
+    return f"{who}: {what}: {event.get('kind', kind)}: {event.get('message', '')}"
 
 
 def _number(value: float | None, digits: int = 3) -> str:

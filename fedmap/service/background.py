@@ -8,6 +8,8 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -34,8 +36,11 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def make_server(app: FastAPI) -> uvicorn.Server:
-    """A uvicorn server of the application; run it with `run(sockets=[...])`. It calls `app.state.close` when it ends."""
+Tls = tuple[Path, Path]  # a certificate and its private key
+
+
+def make_server(app: Any, tls: Tls | None = None) -> uvicorn.Server:
+    """A uvicorn server of an ASGI application; run it with `run(sockets=[...])`. It calls `app.state.close`, if any, when it ends."""
     config = uvicorn.Config(
         app,
         log_level="error",
@@ -46,8 +51,10 @@ def make_server(app: FastAPI) -> uvicorn.Server:
         timeout_keep_alive=30,
         h11_max_incomplete_event_size=32 * 1024,
         ws="none",
+        ssl_certfile=tls[0] if tls else None,
+        ssl_keyfile=tls[1] if tls else None,
     )
-    return _Server(config, getattr(app.state, "close", lambda: None))
+    return _Server(config, getattr(getattr(app, "state", None), "close", lambda: None))
 
 
 @dataclass
@@ -68,14 +75,14 @@ class Front:
         self._thread.join(_STOP_SECONDS)
 
 
-def start(app: FastAPI, host: str, port: int) -> Front:
+def start(app: FastAPI, host: str, port: int, tls: Tls | None = None) -> Front:
     """Serve an application in a thread.
 
     Raises:
         FederationError: no port is free, or the application does not start.
     """
     listener = listen(host, port)
-    server = make_server(app)
+    server = make_server(app, tls)
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="fedmap-front", daemon=True)
     thread.start()
@@ -88,13 +95,13 @@ def start(app: FastAPI, host: str, port: int) -> Front:
             raise FederationError(f"the page at {host}:{port} does not start; its reason is above")
         end.wait(0.02)
         waited += 0.02
-    return Front(url(listener), server, thread)
+    return Front(url(listener, tls is not None), server, thread)
 
 
 @contextlib.contextmanager
-def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0) -> Iterator[Front]:
+def serving(app: FastAPI, host: str = "127.0.0.1", port: int = 0, tls: Tls | None = None) -> Iterator[Front]:
     """Serve an application inside the block."""
-    front = start(app, host, port)
+    front = start(app, host, port, tls)
     try:
         yield front
     finally:

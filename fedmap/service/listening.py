@@ -16,27 +16,37 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         FederationError: nothing is free there, or the host is not an address of this machine.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     error: OSError | None = None
     for candidate in [0] if port == 0 else range(port, min(port + _PORTS_TRIED, 65536)):
-        server = socket.socket(family, socket.SOCK_STREAM)
         try:
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            server.bind((host.strip("[]"), candidate))
-            server.listen(512)
+            return bound(host, candidate)
         except OSError as problem:
-            server.close()
             error = problem
             if problem.errno not in (errno.EADDRINUSE, errno.EACCES):
                 break
-        else:
-            server.set_inheritable(False)
-            return server
     raise FederationError(f"no page can be served at {host}:{port}: {error}; choose another host or port")
 
 
-def url(listener: socket.socket) -> str:
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket at just this port.
+
+    Raises:
+        OSError: it is taken, or the host is not an address of this machine.
+    """
+    server = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((host.strip("[]"), port))
+        server.listen(512)
+    except OSError:
+        server.close()
+        raise
+    server.set_inheritable(False)
+    return server
+
+
+def url(listener: socket.socket, tls: bool = False) -> str:
     """The address at which a browser on this machine reaches a listening socket."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    return f"http://{host}:{port}"
+    return f"{'https' if tls else 'http'}://{host}:{port}"
