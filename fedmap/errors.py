@@ -33,6 +33,10 @@ class QuorumError(FederationError):
     """Too few clients joined or answered for the run to go on."""
 
 
+class ClientMemoryError(FederationError):
+    """A client's processor or GPU has too little memory for what it was asked to do."""
+
+
 class CheckpointError(FederationError):
     """A checkpoint or a client's saved memory cannot be read or written."""
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedmap.compression.parcels import pack_update
-from fedmap.errors import FederationError
+from fedmap.errors import ClientMemoryError, FederationError
 from fedmap.files import plain
+from fedmap.flower.events import append
 from fedmap.flower.parcels import compression_of
 from fedmap.flower.wire import (
     RunInfo,
@@ -39,17 +40,32 @@ def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInf
     from fedmap.flower.session import session_of
 
     client_id = -1
+    asked = message.metadata.message_type
     try:
         run = content_to_run(message.content)
         session, client_id = session_of(context)
         return Message(work(session, client_id, run), reply_to=message)
     except Exception as error:
-        expected = isinstance(error, FederationError)  # its sentence is enough; anything else is a bug with a place
-        log.error(
-            "client %d cannot answer the server's %s message: %s", client_id, message.metadata.message_type, error, exc_info=not expected
-        )
-        _tell(context, "problem", kind=type(error).__name__, message=str(error))
-        return Message(problem_to_content(client_id, error), reply_to=message)
+        problem = _out_of_memory(error, asked) or error
+        expected = isinstance(problem, FederationError)  # its sentence is enough; anything else is a bug with a place
+        log.error("client %d cannot answer the server's %s message: %s", client_id, asked, problem, exc_info=None if expected else error)
+        _tell(context, "problem", kind=type(problem).__name__, message=str(problem), asked=asked)
+        return Message(problem_to_content(client_id, problem), reply_to=message)
+
+
+def _out_of_memory(error: Exception, asked: str) -> FederationError | None:
+    """What to say where memory was too small, on the processor or on a GPU; what takes most of it is given back first."""
+    from fedmap.flower.session import forget_sessions
+
+    text = str(error)
+    if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
+        return None
+    error.__traceback__ = None  # it holds every array of the failed step
+    forget_sessions()
+    detail = f" ({text.strip().splitlines()[-1][:200]})" if text.strip() else ""
+    return ClientMemoryError(
+        f"out of memory while it answered the server's {asked} message{detail}; give the client more memory, or set a smaller batch_size"
+    )
 
 
 @app.query()
@@ -121,7 +137,10 @@ def evaluate(message: Message, context: Context) -> Message:
 def _tell(context: Context, event: str, **values: Any) -> None:
     """Append an event to the file that client_main.py watches, if there is one."""
     path = context.node_config.get("events")
-    if path:
-        line = json.dumps(plain({"event": event, "time": time.time(), **values})) + "\n"
-        with open(os.fspath(str(path)), "a", encoding="utf-8") as file:
-            file.write(line)
+    if not path:
+        return
+    line = json.dumps(plain({"event": event, "time": time.time(), **values})) + "\n"
+    try:
+        append(Path(str(path)), line)
+    except OSError as error:  # a full disk stops no training
+        log.error("%s cannot be written (%s): client_main.py does not hear of %r", path, error.strerror, event)

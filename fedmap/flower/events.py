@@ -203,17 +203,46 @@ class Tail:
 
     path: Path
     _position: int = field(default=0, init=False)
+    _inode: int | None = field(default=None, init=False)
 
     def skip(self) -> None:
         """Leave out everything that is there by now."""
         self._position = _size(self.path)
+        self._inode = _inode(self.path)
 
     def new(self) -> Iterator[dict[str, Any]]:
         """The whole lines that are new, in order; a damaged line is left out."""
-        events, self._position = _events(self.path, self._position)
+        events: list[dict[str, Any]] = []
+        now = _inode(self.path)
+        if self._inode is not None and now != self._inode:  # a full file was put aside, see `append`
+            if _inode(_before(self.path)) == self._inode:
+                events, _ = _events(_before(self.path), self._position)
+            self._position = 0
+        self._inode = now
+        more, self._position = _events(self.path, self._position)
+        events += more
         kinds = [event["event"] for event in events]
         first = len(kinds) - kinds[::-1].index("opened") if "opened" in kinds else 0
         yield from events[first:]
+
+
+_KEPT_BYTES = 4_000_000
+
+
+def append(path: Path, line: str) -> None:
+    """Append a line to a file that a `Tail` reads and nobody needs for long: a full one becomes <name>.1, in the place of an older one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if _size(path) >= _KEPT_BYTES:
+        os.replace(path, _before(path))
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def _before(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")
 
 
 def _is_torn(path: Path) -> bool:
@@ -223,6 +252,10 @@ def _is_torn(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read() != b"\n"
+
+
+def _inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
 
 
 def _size(path: Path) -> int:

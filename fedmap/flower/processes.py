@@ -16,6 +16,7 @@ from types import FrameType
 import psutil
 
 from fedmap.errors import FederationError
+from fedmap.flower.logs import rotating
 
 
 def program(name: str) -> str:
@@ -33,8 +34,7 @@ def program(name: str) -> str:
 @contextlib.contextmanager
 def running(command: Sequence[str], log: Path, cwd: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a program inside the block and end it, with everything that it has started, afterwards, also if this process is killed."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with rotating(log) as output:
         process = subprocess.Popen(
             list(command),
             stdin=subprocess.DEVNULL,
@@ -44,13 +44,13 @@ def running(command: Sequence[str], log: Path, cwd: Path, environment: Mapping[s
             env=dict(environment),
             start_new_session=True,
         )
-    try:
-        with _guarded(process.pid):
-            yield process
-    finally:
-        end_tree(process.pid)
-        process.wait()
-        _end_session(process.pid)
+        try:
+            with _guarded(process.pid):
+                yield process
+        finally:
+            end_tree(process.pid)
+            process.wait()
+            _end_session(process.pid)
 
 
 @contextlib.contextmanager

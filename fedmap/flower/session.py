@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 from collections.abc import Mapping
@@ -129,6 +130,12 @@ def session_of(context: Context) -> tuple[Session, int]:
         _SESSIONS.clear()
         _SESSIONS[key] = Session(replace(config))
     return _SESSIONS[key], client_id_of(context, config)
+
+
+def forget_sessions() -> None:
+    """Give back the process's model and data; the next message makes them anew."""
+    _SESSIONS.clear()
+    gc.collect()
 
 
 def _without_client(raw: Mapping[str, Any]) -> dict[str, Any]:
