@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from fedmap.errors import ConfigError, UpdateError
+from fedmap.guard.form import Form
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
 from fedmap.weights import Array, Layout, Weights, weighted_sum
 
@@ -67,22 +68,20 @@ def expected_names(aggregator: Aggregator[Any], state: ServerState) -> frozenset
     return frozenset(own(state)) if callable(own) else frozenset(state.weights)
 
 
-def expected_extras(aggregator: Aggregator[Any], state: ServerState) -> dict[str, Weights]:
-    """The groups of further arrays that every client's update must carry, each with arrays like which the client's must be.
+def expected_form(aggregator: Aggregator[Any], state: ServerState, broadcast: Broadcast) -> Form:
+    """What every client's answer to the broadcast has to look like.
 
-    None, unless the aggregator has a method `expected_extras(state)`.
+    Besides `expected_names` an aggregator may have two further methods: `expected_extras(state)` names the groups of further arrays
+    that it needs from every client, each with arrays like which the client's must be, and `expected_scalars(state)` the numbers, each
+    with its least and its greatest value. Without them no further arrays may come, and any finite number.
     """
-    own = getattr(aggregator, "expected_extras", None)
-    return dict(own(state)) if callable(own) else {}
-
-
-def expected_scalars(aggregator: Aggregator[Any], state: ServerState) -> dict[str, tuple[float, float]]:
-    """The least and the greatest value of each number that every client's update must carry, further ones being free.
-
-    None, unless the aggregator has a method `expected_scalars(state)`.
-    """
-    own = getattr(aggregator, "expected_scalars", None)
-    return dict(own(state)) if callable(own) else {}
+    extras, scalars = (getattr(aggregator, name, None) for name in ("expected_extras", "expected_scalars"))
+    return Form.of(
+        broadcast.weights,
+        expected_names(aggregator, state),
+        extras(state) if callable(extras) else None,
+        scalars(state) if callable(scalars) else None,
+    )
 
 
 def restored(aggregator: Aggregator[Any], state: S) -> S:

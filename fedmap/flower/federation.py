@@ -11,7 +11,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
-from fedmap.aggregators.base import ServerState, expected_extras, expected_names, expected_scalars, persist, with_num_clients
+from fedmap.aggregators.base import ServerState, expected_form, persist, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.checkpoint import Checkpoint
@@ -20,12 +20,12 @@ from fedmap.data.base import FederatedData, Split
 from fedmap.errors import CheckpointError, ConfigError, QuorumError, UpdateError
 from fedmap.files import locked
 from fedmap.flower.exchange import Answer, content_bytes, lifetime
-from fedmap.flower.identities import identities_of
 from fedmap.flower.feedback import check_compression
+from fedmap.flower.identities import identities_of
 from fedmap.flower.registry import Registry, quorum_of
 from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, find_standing, load_tests, save_tests
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
-from fedmap.guard import Form, GuardState, Ladder, Settled, check_model
+from fedmap.guard import GuardState, Ladder, Settled, check_model
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
 from fedmap.local.judge import NO_ROWS, ModelJudge
 from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
@@ -197,12 +197,7 @@ class Server:
 
     def _ladder(self, registry: Registry, state: ServerState, broadcast: Broadcast) -> Ladder:
         """What this round's updates have to pass."""
-        form = Form.of(
-            broadcast.weights,
-            expected_names(self.aggregator, state),
-            expected_extras(self.aggregator, state),
-            expected_scalars(self.aggregator, state),
-        )
+        form = expected_form(self.aggregator, state, broadcast)
         rows = {client_id: card.num_train for client_id, card in registry.cards.items()}
         return Ladder(self.config.defence, broadcast, form, state.layout.buffers, self._guard, rows)
 

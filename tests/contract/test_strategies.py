@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import yaml
 
-from fedmap.aggregators.base import expected_names, with_num_clients
+from fedmap.aggregators.base import expected_form, expected_names, with_num_clients
 from fedmap.aggregators.judge import with_judge
 from fedmap.checkpoint import state_from_bytes, state_to_bytes
 from fedmap.config import CONF, compose_and_resolve, parse
-from fedmap.guard import check_update
+from fedmap.guard import Defence, Ladder
 from fedmap.local.judge import ModelJudge
 from fedmap.local.rules import RULES, Memory, make_rule
 from fedmap.local.training import TrainingOptions
@@ -135,8 +135,9 @@ def test_aggregate_keeps_the_form_of_the_state_and_reports(name):
     state = start(aggregator, clients)
     sent, _ = one_round(aggregator, state, clients)
     broadcast = aggregator.broadcast(state)
+    ladder = Ladder(Defence(), broadcast, expected_form(aggregator, state, broadcast), state.layout.buffers)
     for update in sent:
-        check_update(update, broadcast, expected_names(aggregator, state))
+        ladder.admit(update)
     after, report = aggregator.aggregate(state, sent)
     assert type(after) is type(state)
     assert (after.round_index, report.round_index, after.layout) == (1, 1, state.layout)

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedmap.aggregators.base import expected_names, with_num_clients
+from fedmap.aggregators.base import expected_form, with_num_clients
 from fedmap.aggregators.judge import with_judge
 from fedmap.build import build_aggregator, build_data, build_model, prepare_split, training_options
 from fedmap.checkpoint import Memories, state_from_bytes, state_to_bytes
 from fedmap.config import CONF, compose_and_resolve, parse
 from fedmap.data.prepare import prepare
-from fedmap.guard import check_update
+from fedmap.guard import Defence, Ladder
 from fedmap.local.client import LocalClient
 from fedmap.local.judge import ModelJudge
 from fedmap.local.rules import Memory, make_rule
@@ -63,8 +63,9 @@ def test_two_rounds_and_a_restart(name, federation, tmp_path):
     start = aggregator.init(initial, layout)
     state, memories = simulate(aggregator, start, clients, 2, seed=3, clients_per_round=4, on_round=seen.append)
     broadcast = aggregator.broadcast(start)
+    ladder = Ladder(Defence(), broadcast, expected_form(aggregator, start, broadcast), start.layout.buffers)
     for update in seen[0].updates:
-        check_update(update, broadcast, expected_names(aggregator, start))
+        ladder.admit(update)
     assert state.round_index == 2
     assert all(np.isfinite(array).all() for array in state.weights.values())
     assert {key: array.dtype for key, array in state.weights.items()} == {key: array.dtype for key, array in initial.items()}
