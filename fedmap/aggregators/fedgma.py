@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ class FedGMA(FedAvg):
         agreement: "sum" (|sum of signs| >= p K) or "fraction" (a share of at least p with the same sign).
     """
 
+    compares_coordinates: ClassVar[bool] = True  # a gradient that was not sent would agree with nobody
     p: float = 0.8
     server_learning_rate: float = 0.1
     agreement: str = "sum"

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fedmap.compression.planes import Piece, Reader, read_planes, write_planes
 from fedmap.compression.settings import Compression
 from fedmap.errors import UpdateError
+from fedmap.reasons import Reason
 
 Floats = npt.NDArray[np.float32]
 
@@ -77,7 +78,7 @@ class Half:
             raise UpdateError(f"a scale of the packed arrays is 2^{shift}, expected a power between {-_MOST} and {_MOST}")
         halves = read_planes(read, count, np.float16)
         if not np.isfinite(halves).all():
-            raise UpdateError("the packed arrays hold NaN or infinite numbers")
+            raise UpdateError("the packed arrays hold NaN or infinite numbers", Reason.FINITE)
         with np.errstate(over="ignore"):
             values: Floats = halves.astype(np.float32) * np.float32(2.0 ** -int(shift))
         return values
@@ -111,7 +112,7 @@ class Eighth:
         blocks = -(-count // self.block)
         scales = read_planes(read, blocks, np.float32)
         if not np.isfinite(scales).all() or (scales < 0).any():
-            raise UpdateError("a scale of the packed arrays is negative, NaN or infinite")
+            raise UpdateError("a scale of the packed arrays is negative, NaN or infinite", Reason.FINITE)
         values = np.zeros(blocks * self.block, np.float32)
         values[:count] = read_planes(read, count, np.int8)
         rows = values.reshape(blocks, self.block)

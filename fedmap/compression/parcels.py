@@ -24,6 +24,7 @@ from fedmap.compression.planes import Reader
 from fedmap.compression.settings import EXACT, Compression
 from fedmap.errors import UpdateError
 from fedmap.randomness import generator
+from fedmap.reasons import Reason
 from fedmap.records import Broadcast, ClientUpdate
 from fedmap.weights import Array, Weights
 
@@ -191,12 +192,12 @@ def _arrived(change: Floats, start: Array, code: str) -> Array:
 def _opened(parcel: Parcel, code: Code | None, shapes: Shapes, group: str) -> Reader:
     """The parcel's bytes, if its names are ones that may be packed."""
     if parcel.names and code is None:
-        raise UpdateError(f"{group}: {len(parcel.names)} arrays are packed, and nothing has asked for that")
+        raise UpdateError(f"{group}: {len(parcel.names)} arrays are packed, and nothing has asked for that", Reason.NAMES)
     unknown = sorted(set(parcel.names) - set(shapes))
     twice = sorted(set(parcel.names) & set(parcel.whole))
     if unknown or twice or len(set(parcel.names)) != len(parcel.names):
-        problem = f"unknown or of another kind, first {unknown[:3]}" if unknown else f"there twice, first {twice[:3] or parcel.names[:3]}"
-        raise UpdateError(f"{group}: packed arrays are {problem}; use the same model configuration on server and clients")
+        problem = f"unknown or of another kind, first {unknown[:3]!r:.200}" if unknown else f"there twice, first {twice[:3] or parcel.names[:3]!r:.200}"
+        raise UpdateError(f"{group}: packed arrays are {problem}; use the same model configuration on server and clients", Reason.NAMES)
     return Reader(parcel.data)
 
 
