@@ -85,6 +85,11 @@ def test_aggregators_are_pure(package: str) -> None:
     assert users_of(package, below("fedmap/aggregators")) == []
 
 
+@pytest.mark.parametrize("package", ["flwr", "torch", "logging", "fedmap.flower", "fedmap.local"])
+def test_compression_is_pure(package: str) -> None:
+    assert users_of(package, below("fedmap/compression")) == []
+
+
 @pytest.mark.parametrize(("package", "home"), [("flwr", "fedmap/flower"), ("fastapi", "fedmap/service"), ("uvicorn", "fedmap/service")])
 def test_a_framework_stays_in_its_folder(package: str, home: str) -> None:
     application = [path for path in PYTHON if not path.is_relative_to(PROJECT / "benchmarks")]  # which also measure other applications
