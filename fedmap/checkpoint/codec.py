@@ -9,13 +9,16 @@ it read from a file: the caller says which class it expects.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import os
 import re
 import tempfile
+import types
 import typing
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,10 +198,46 @@ def _decode(node: Any, arrays: Mapping[str, Array], classes: Mapping[str, type])
     cls = classes.get(node["dataclass"])
     if cls is None:
         raise CheckpointError(f"the saved state holds a {node['dataclass']}, which is not part of the expected state")
+    values = {name: _decode(v, arrays, classes) for name, v in node["fields"].items()}
+    hints = _hints(cls)
+    for name, value in values.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise CheckpointError(f"the saved {node['dataclass']} has a {type(value).__name__} as {name}, expected {hints[name]}")
     try:
-        return cls(**{name: _decode(v, arrays, classes) for name, v in node["fields"].items()})
+        return cls(**values)
     except TypeError as error:
         raise CheckpointError(f"the saved {node['dataclass']} has other fields than this version's: {error}") from error
+
+
+_hints = functools.lru_cache(maxsize=256)(typing.get_type_hints)
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    """Whether a decoded value is what an annotation says, as far as annotations of states go."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in arguments)
+    if annotation is Any:
+        return True
+    if annotation is None or annotation is types.NoneType:
+        return value is None
+    if annotation is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if origin is tuple:
+        if not isinstance(value, tuple) or (arguments[-1:] != (...,) and len(value) != len(arguments)):
+            return False
+        kinds = itertools.repeat(arguments[0]) if arguments[-1:] == (...,) else arguments
+        return all(_fits(item, kind) for item, kind in zip(value, kinds))  # noqa: B905, the repeated one does not end
+    if isinstance(origin, type) and not issubclass(origin, np.ndarray) and arguments:
+        if not isinstance(value, origin):
+            return False
+        if isinstance(value, Mapping):
+            return all(_fits(key, arguments[0]) and _fits(item, arguments[1]) for key, item in value.items())
+        return all(_fits(item, arguments[0]) for item in typing.cast(Collection[object], value))
+    kind = origin or annotation
+    return not isinstance(kind, type) or getattr(kind, "_is_protocol", False) or isinstance(value, kind)
 
 
 def _dataclasses_of(root: Any) -> dict[str, type]:

@@ -41,6 +41,8 @@ def load_student(path: Path, input_dim: int, hidden_dim: int) -> StoredStudent |
         raise ConfigError(f"aggregator_path={path}: {error}; {advice}") from error
     if stored.version != VERSION:
         raise ConfigError(f"aggregator_path={path}: the student is of version {stored.version}, expected {VERSION}; {advice}")
+    if not stored.student.is_sound:
+        raise ConfigError(f"aggregator_path={path}: the student's arrays do not fit one another; {advice}")
     if stored.student.shape != (input_dim, hidden_dim):
         inputs, hidden = stored.student.shape
         raise ConfigError(

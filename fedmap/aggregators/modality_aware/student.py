@@ -53,6 +53,19 @@ class Student:
         rows, columns = self.parameters["w1"].shape
         return int(rows), int(columns)
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all arrays are there, fit one another and hold finite numbers, as is not sure of what comes from a file."""
+        arrays = [*(self.parameters.get(name) for name in ("w1", "b1", "w2")), self.mean, self.scale]
+        if (
+            any(array is None or array.dtype.kind != "f" or not np.isfinite(array).all() for array in arrays)
+            or self.parameters["w1"].ndim != 2
+        ):
+            return False
+        inputs, hidden = self.shape
+        fits = [array.shape for array in arrays[1:] if array is not None] == [(hidden,), (hidden,), (inputs,), (inputs,)]
+        return fits and bool((self.scale > 0).all())
+
     def logits(self, meta: FloatArray) -> FloatArray:
         """[K] from [K, I]."""
         hidden = np.tanh((meta - self.mean) / self.scale @ self.parameters["w1"] + self.parameters["b1"])
