@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from fedmap.files import write_json
 
 FORMAT = "fedmap-fusion-model"
 VERSION = 1
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
 
 
@@ -132,10 +134,9 @@ def load(make: Callable[..., Model], folder: Path) -> Model:
     """
     config = _fusion_config(folder)
     arguments, towers = dict(config["arguments"]), config["towers"]
-    if "text" in towers:
-        arguments["bert_name"] = str((folder / towers["text"]).resolve())
-    if "image" in towers:
-        arguments["vision_weights"] = str((folder / towers["image"]).resolve())
+    for tower, argument in (("text", "bert_name"), ("image", "vision_weights")):
+        if tower in towers:
+            arguments[argument] = str((folder / towers[tower]).resolve())
     if not arguments["freeze_bert"]:  # its tensors are in model.safetensors
         arguments["pretrained_text"] = False
     if not arguments["freeze_vision"]:
@@ -143,7 +144,9 @@ def load(make: Callable[..., Model], folder: Path) -> Model:
     try:
         with torch.random.fork_rng(devices=[]):  # loading draws nothing that lasts
             model = make(**arguments)
-    except TypeError as error:
+    except ModelError:
+        raise
+    except Exception as error:  # a stranger's arguments make PyTorch raise all sorts of errors
         raise ModelError(f"{folder / 'config.json'} is of another model: {error}") from error
     file = folder / "model.safetensors"
     if not file.is_file():
@@ -179,4 +182,9 @@ def _fusion_config(folder: Path) -> dict[str, Any]:
     needed = {"arguments", "towers", "pretrained", "label_names", "thresholds", "image_size", "meta"}
     if not needed <= config.keys():
         raise ModelError(f"{path} lacks {', '.join(sorted(needed - config.keys()))}")
+    arguments, towers = config["arguments"], config["towers"]
+    if not isinstance(arguments, dict) or not {"freeze_bert", "freeze_vision"} <= arguments.keys():
+        raise ModelError(f"{path}: arguments are not those of a fusion model: expected an object with freeze_bert and freeze_vision")
+    if not isinstance(towers, dict) or not all(isinstance(name, str) and _PLAIN_NAME.fullmatch(name) for name in towers.values()):
+        raise ModelError(f"{path}: towers is {towers!r:.200}; expected an object with names of files that lie beside it")
     return config
