@@ -56,10 +56,17 @@ def read(dataset: Path) -> dict[str, Any] | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a JSON file ({error}); prepare the data again with overwrite=true") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of format {FORMAT}; prepare the data again with overwrite=true")
+    try:
+        table(content)
+        sound = isinstance(content["posters"]["files"], int) and all(isinstance(part, str) for part in content["checksums"])
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise DataError(f"{path}: the manifest is damaged; prepare the data again with overwrite=true")
     return content
 
 
