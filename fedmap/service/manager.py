@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, HTTPException, Query, Request
 from fastapi import Path as PathParameter
 from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 
 from fedmap.files import plain
 from fedmap.service.schemas import Problem
@@ -184,7 +185,10 @@ async def body_object(request: Request) -> dict[str, Any]:
     Raises:
         HTTPException: it is no JSON object, or its parts are nested too deeply.
     """
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect as error:  # nobody reads the answer; it is no fault of the server's
+        raise HTTPException(400, "the connection ended before the body had come") from error
     try:
         value = json.loads(body)
     except (ValueError, RecursionError) as error:

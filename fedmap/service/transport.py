@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import re
+import ssl
 import time
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 
 MAX_ANSWER_BYTES = 1 << 20  # a platform's answers are a few numbers
 _MAX_REDIRECTS = 3
@@ -20,15 +22,29 @@ class Refused(requests.RequestException):
     """The other side answered, and will not take this request however often it is sent (status 4xx)."""
 
 
+class _Trusting(HTTPAdapter):
+    """Trusts one more authority than requests does by itself."""
+
+    def __init__(self, authority: str) -> None:
+        self._context = ssl.create_default_context()
+        self._context.load_verify_locations(authority)
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        super().init_poolmanager(*arguments, **options, ssl_context=self._context)
+
+
 class Bounded:
     """`requests.get` and `requests.put` with limits.
 
     Attributes:
         seconds: to connect, between two packets, and for the answer's body as a whole.
+        authority: the file of a certificate authority that is trusted besides the usual ones; "" for none.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, authority: str = "") -> None:
         self.seconds = seconds
+        self.authority = authority
 
     def get(self, url: str, **options: Any) -> requests.Response:
         """`requests.get`; see `_send`."""
@@ -47,6 +63,8 @@ class Bounded:
         """
         options |= {"timeout": self.seconds, "stream": True, "allow_redirects": False}
         with requests.Session() as session:
+            if self.authority:
+                session.mount("https://", _Trusting(self.authority))
             for _ in range(_MAX_REDIRECTS + 1):
                 with session.request(method, url, **options) as response:
                     try:
@@ -75,9 +93,12 @@ class Bounded:
 
 
 def _same_host(url: str, location: str) -> str:
-    target = urljoin(url, location)
-    old, new = urlsplit(url), urlsplit(target)
-    if (old.scheme, old.hostname, old.port) != (new.scheme, new.hostname, new.port):
+    try:
+        old, new = urlsplit(url), urlsplit(urljoin(url, location))
+        port = new.port
+    except ValueError as error:
+        raise Refused(f"the answer points to what is no address ({error})") from error
+    if (old.scheme, old.hostname, old.port) != (new.scheme, new.hostname, port):
         raise Refused(f"the answer points to another host ({new.hostname})")
     return new._replace(netloc=old.netloc).geturl()  # with the user's name and password, if there are some
 
