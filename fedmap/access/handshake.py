@@ -10,6 +10,7 @@ from pathlib import Path
 from fedmap.errors import FederationError
 
 _SECONDS = 5.0
+_LOOK_SECONDS = 1.5  # a program that is no SuperLink may not answer at all
 _EXPIRED, _TOO_EARLY, _WRONG_NAMES = 10, 9, (62, 64)  # OpenSSL's X509_V_ERR_* codes
 
 
@@ -49,14 +50,14 @@ def check_plain(host: str, port: int) -> None:
     Raises:
         FederationError: it speaks TLS.
     """
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_SECONDS) as connection:
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_LOOK_SECONDS) as connection:
         connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
         if connection.recv(5) == b"HTTP/":
             return
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent: whether it speaks TLS is the question
     try:
-        with socket.create_connection((host, port), timeout=_SECONDS) as connection, context.wrap_socket(connection):
+        with socket.create_connection((host, port), timeout=_LOOK_SECONDS) as connection, context.wrap_socket(connection):
             pass
     except OSError:
         return

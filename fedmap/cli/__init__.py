@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--host", default="127.0.0.1", help="the address to listen on (default: this machine alone)")
     dashboard.add_argument("--port", type=int, default=8080, help="0 takes any free one (default 8080)")
 
+    dashboard.add_argument("--certs", type=Path, metavar="FOLDER", help="serve https with the server's certificate of this folder")
+    dashboard.add_argument("--insecure", action="store_true", help="allow other machines without --certs, unencrypted")
     dashboard.add_argument(
         "--token-file",
         type=Path,

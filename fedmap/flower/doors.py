@@ -104,7 +104,7 @@ def _serve(config: RunConfig, file: Path, folder: Path) -> None:
         _show_results(folder)
         return
     access.check_server(config, _warn)
-    platform = Platform.from_environment()
+    platform = Platform.from_environment().secured(config.security)
     progress = make_progress()
     _log_through(progress)
     events = EventProgress(folder / EVENTS)

@@ -55,7 +55,9 @@ def run(own: str, events: str) -> None:
         try:
             check_same(bundle, Path(own))
         except FederationError as error:
-            line = json.dumps({"event": "problem", "time": time.time(), "kind": type(error).__name__, "message": str(error)})
+            line = json.dumps(
+                {"event": "problem", "time": time.time(), "asked": "query", "kind": type(error).__name__, "message": str(error)}
+            )
             with open(events, "a", encoding="utf-8") as file:
                 file.write(line + "\n")
             raise

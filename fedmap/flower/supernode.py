@@ -147,6 +147,8 @@ class _Log:
 
     def said(self) -> str:
         """Everything since the start, or since the file was begun anew."""
+        if not self.path.exists():  # it has said nothing
+            return ""
         with self.path.open("rb") as file:
             file.seek(self.start if self.path.stat().st_size >= self.start else 0)
             return file.read().decode(errors="replace")
@@ -212,7 +214,7 @@ def _follow(
             participation.event(event)
             member.on_event(event)
             problems = problems + 1 if event["event"] == "problem" else 0 if event["event"] == "trained" else problems
-            if event["event"] == "problem" and (event.get("asked") == "query" or problems >= _MOST_PROBLEMS):
+            if event["event"] == "problem" and (event.get("asked", "query") == "query" or problems >= _MOST_PROBLEMS):
                 time.sleep(2 * _POLL_SECONDS)
                 _drain(process)
                 raise FederationError(f"client {client_id} cannot take part: {event['kind']}: {event['message']}")

@@ -36,7 +36,8 @@ def main() -> None:
         depth=settings["depth"],
         task=Task(settings["task"]["task_id"], settings["task"]["port"], folder),
     )
-    server = make_server(app)
+    tls = settings["tls"]
+    server = make_server(app, tls and (Path(tls[0]), Path(tls[1])))
 
     def end_with_the_run() -> None:
         sys.stdin.read()

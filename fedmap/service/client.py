@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fedmap.access.folder import AccessFolder
 from fedmap.config import RunConfig, is_loopback
 from fedmap.errors import FederationError
 from fedmap.flower import processes, supernode
@@ -32,10 +33,10 @@ def take_part(config: RunConfig, config_file: Path, folder: Path, say: Callable[
     Raises:
         FederationError: the client cannot take part, or its front's port is taken.
     """
-    platform = Platform.from_environment()
+    platform = Platform.from_environment().secured(config.security)
     participation = Participation()
     reports = client_reports(platform, config.task_id, say)
-    server = discovery(platform, config.task_id, config.runtime.address, bool(config.raw["security"]["insecure"]))
+    server = discovery(platform, config.task_id, config.runtime.address, config.security)
     member = supernode.Member(config, config_file, folder, say, lambda event: None)
     try:
         with _front(config, participation, reports, say):
@@ -121,13 +122,14 @@ def _front(config: RunConfig, participation: Participation, reports: ClientRepor
             "free one, or client.enabled=false for none"
         )
     start = _AFTER_MANAGER if port == DEFAULT_PORT and processes.answers(probe) else port
-    token = None
+    token = tls = None
     if not is_loopback(host):
+        tls = AccessFolder(Path(config.security.folder)).front(config.client_id) if config.security.folder is not None else None
         token, made = load_token(Path(str(config.service.token_file)))
         if made:
             say(f"{who}: requests need the token {token}, which is kept in {config.service.token_file}")
     app = create_client_app(Identity(config.client_id, config.task_id), participation, rules_for(host, token), reports or Reported())
-    with background.serving(app, host, start) as front:
+    with background.serving(app, host, start, tls) as front:
         took = int(front.url.rpartition(":")[2])
         taken = f" (port {port} is taken)" if port not in (0, took) else ""
         say(f"{who}: its state is at {front.url}/status{taken}")

@@ -8,7 +8,7 @@ import threading
 import time
 
 from fedmap.backoff import pauses
-from fedmap.config import is_loopback
+from fedmap.config import SecurityConfig, is_loopback
 from fedmap.errors import ConfigError
 from fedmap.service.platform import ClientPlatform, Platform
 from fedmap.service.transport import reason_of, without_password
@@ -44,8 +44,8 @@ class Asked:
         waiting_for: a sentence while it is not; "" afterwards.
     """
 
-    def __init__(self, api: ClientPlatform, insecure: bool, first_pause: float = 1.0, longest_pause: float = 30.0) -> None:
-        self._api, self._insecure = api, insecure
+    def __init__(self, api: ClientPlatform, security: SecurityConfig, first_pause: float = 1.0, longest_pause: float = 30.0) -> None:
+        self._api, self._security = api, security
         self._where = without_password(api.platform.server_manager)
         self._pause = pauses(first_pause, longest_pause)
         self._ask = threading.Event()
@@ -94,34 +94,34 @@ class Asked:
         return self.address != before
 
     def _allowed(self, address: str) -> str:
-        if not self._insecure and not is_loopback(address.rpartition(":")[0]):
-            raise ConfigError(
-                f"it names {address}, which is not this machine, and the connection would be neither encrypted nor authenticated; "
-                "say security.insecure=true if the network is trusted"
-            )
+        _check(f"it names {address}", address, self._security)
         return address
 
 
-def discovery(platform: Platform, task_id: str, configured: str, insecure: bool) -> Fixed | Asked:
+def discovery(platform: Platform, task_id: str, configured: str, security: SecurityConfig) -> Fixed | Asked:
     """The way to the server's address.
 
     Args:
         platform: what the environment says.
         task_id: the federation's task.
         configured: `runtime.address`.
-        insecure: whether addresses other than this machine's are allowed.
+        security: whether addresses other than this machine's are allowed.
 
     Raises:
         ConfigError: FEDOPS_AGGREGATION_SERVER is not allowed.
         FederationError: there is a server manager, but FedOps' client API is not installed.
     """
     if platform.aggregation_server:
-        if not insecure and not is_loopback(platform.aggregation_server.rpartition(":")[0]):
-            raise ConfigError(
-                f"FEDOPS_AGGREGATION_SERVER={platform.aggregation_server} is not this machine, and the connection would be neither "
-                "encrypted nor authenticated; say security.insecure=true if the network is trusted"
-            )
+        _check(f"FEDOPS_AGGREGATION_SERVER={platform.aggregation_server}", platform.aggregation_server, security)
         return Fixed(platform.aggregation_server)
     if platform.server_manager:
-        return Asked(ClientPlatform(platform, task_id), insecure)
+        return Asked(ClientPlatform(platform, task_id), security)
     return Fixed(configured)
+
+
+def _check(what: str, address: str, security: SecurityConfig) -> None:
+    if not (security.insecure or security.tls or is_loopback(address.rpartition(":")[0])):
+        raise ConfigError(
+            f"{what}, which is not this machine, and the connection would be neither encrypted nor authenticated; "
+            "use security=tls, or say security.insecure=true if the network is trusted"
+        )

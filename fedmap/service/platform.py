@@ -18,13 +18,16 @@ import importlib.util
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+from fedmap.access.folder import AccessFolder
+from fedmap.config import SecurityConfig, is_loopback
 from fedmap.errors import ConfigError, FederationError
-from fedmap.service.transport import Bounded
+from fedmap.service.transport import Bounded, without_password
 
 INSTALL = "pip install --no-deps -r requirements-fedops.txt"
 
@@ -35,6 +38,7 @@ class Platform:
 
     Attributes:
         seconds: time-out of a request, > 0.
+        authority: the file of a certificate authority that is trusted besides the usual ones; "" for none.
     """
 
     server_manager: str = ""
@@ -44,11 +48,31 @@ class Platform:
     seconds: float = 10.0
     campaign: str = ""
     model_version: int = 1
+    authority: str = ""
 
     @property
     def reports(self) -> bool:
         """Whether there is anybody to report to."""
         return bool(self.server_manager or self.performance or self.client_manager)
+
+    def secured(self, security: SecurityConfig) -> Platform:
+        """The same platform, reached as the configuration allows.
+
+        Raises:
+            ConfigError: an address of another machine is not encrypted.
+        """
+        named = {"SERVER_MANAGER": self.server_manager, "CLIENT_PERFORMANCE": self.performance, "CLIENT_MANAGER": self.client_manager}
+        open_to = [
+            f"FEDOPS_{name}_URL={without_password(url)}"
+            for name, url in named.items()
+            if url.startswith("http://") and not is_loopback(urlsplit(url).hostname or "")
+        ]
+        if open_to and not security.insecure:
+            raise ConfigError(
+                f"{', '.join(open_to)}: what is sent there would not be encrypted; use https://, or say security.insecure=true "
+                "if the network is trusted"
+            )
+        return replace(self, authority=str(AccessFolder(Path(security.folder)).authority) if security.folder is not None else "")
 
     @staticmethod
     def from_environment(environment: Mapping[str, str] | None = None) -> Platform:
@@ -127,7 +151,7 @@ class ClientPlatform:
         """
         self.platform, self.task_id = platform, task_id
         module = _client_api()
-        module.requests = Bounded(platform.seconds)  # type: ignore[attr-defined]
+        module.requests = Bounded(platform.seconds, platform.authority)  # type: ignore[attr-defined]
         self.server: Any = module.ClientServerAPI(task_id)
         self.server.server_manager_url = platform.server_manager
         self.server.client_performance_url = platform.performance
@@ -135,7 +159,7 @@ class ClientPlatform:
         self._manager: Any = module.ClientMangerAPI() if platform.client_manager else None
         if self._manager is not None:
             self._manager.client_manager_addr = platform.client_manager
-        self._http = Bounded(platform.seconds)
+        self._http = Bounded(platform.seconds, platform.authority)
 
     def address(self) -> str:
         """Where the server manager says the task's SuperLink is, as host:port.

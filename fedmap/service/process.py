@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from fedmap.access.folder import AccessFolder
 from fedmap.config import PROJECT, RunConfig, is_loopback
 from fedmap.errors import FederationError
 from fedmap.flower import processes
@@ -55,8 +56,9 @@ def _started(config: RunConfig, folder: Path, note: Callable[[str], None]) -> It
     service = config.service
     token, made = (None, False) if service.token_file is None else load_token(Path(service.token_file))
     with contextlib.closing(listen(service.host, service.port)) as listener:
-        address = url(listener)
-        process = _start(listener, _settings(config, folder, token), folder / LOG)
+        settings = _settings(config, folder, token)
+        address = url(listener, settings["tls"] is not None)
+        process = _start(listener, settings, folder / LOG)
     if service.port not in (0, int(address.rpartition(":")[2])):
         note(f"port {service.port} is taken")
     note(f"the page of this run: {address}")
@@ -87,12 +89,15 @@ def outputs_of(folder: Path) -> tuple[Path, int]:
 def _settings(config: RunConfig, folder: Path, token: str | None) -> dict[str, Any]:
     outputs, depth = outputs_of(folder)
     port = processes.split_address(config.runtime.address)[1] if config.runtime.name == "superlink" else None
+    public = not is_loopback(config.service.host)
+    files = AccessFolder(Path(config.security.folder)).server if config.security.folder is not None and public else None
     return {
         "outputs": str(outputs),
         "current": str(folder),
         "depth": depth,
         "token": token,
-        "public": not is_loopback(config.service.host),
+        "public": public,
+        "tls": files and [str(file) for file in files],
         "task": {"task_id": config.task_id, "port": port},
     }
 

@@ -71,7 +71,7 @@ class _ServerReports(Reports):
     def __init__(self, platform: Platform, task_id: str, note: Say) -> None:
         super().__init__(platform.performance, platform.server_manager, note)
         self._platform, self._task_id = platform, task_id
-        self._http = Bounded(platform.seconds)
+        self._http = Bounded(platform.seconds, platform.authority)
         self._started = time.monotonic()
         self._ended = False
 

@@ -10,11 +10,13 @@ from collections.abc import Callable
 import pytest
 import requests
 
+from fedmap.config import SecurityConfig
 from fedmap.errors import ConfigError, FederationError
 from fedmap.service.discovery import Asked, Fixed, discovery
 from fedmap.service.platform import ClientPlatform, Platform, is_endpoint
 from tests.platforms import Request, raw, recorder, silent
 
+CLOSED, OPEN = SecurityConfig(), SecurityConfig(insecure=True)
 needs_fedops = pytest.mark.skipif(
     importlib.util.find_spec("fedops") is None, reason="needs FedOps' client API: pip install --no-deps -r requirements-fedops.txt"
 )
@@ -22,7 +24,7 @@ needs_fedops = pytest.mark.skipif(
 
 def test_nothing_is_contacted_unless_it_is_named() -> None:
     assert Platform.from_environment({}) == Platform()
-    assert isinstance(discovery(Platform(), "t", "127.0.0.1:8000", False), Fixed)
+    assert isinstance(discovery(Platform(), "t", "127.0.0.1:8000", CLOSED), Fixed)
 
 
 def test_variables_are_read() -> None:
@@ -96,7 +98,7 @@ def test_loading_the_client_api_changes_nothing_for_others() -> None:
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FederationError, match="package fedops is not installed: pip install --no-deps -r requirements-fedops.txt"):
-        discovery(Platform(server_manager="http://127.0.0.1:1"), "t", "127.0.0.1:8000", False)
+        discovery(Platform(server_manager="http://127.0.0.1:1"), "t", "127.0.0.1:8000", CLOSED)
 
 
 @needs_fedops
@@ -153,10 +155,10 @@ def wait_until(true: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 def test_the_variable_comes_first_and_another_machine_must_be_allowed() -> None:
-    assert discovery(Platform(aggregation_server="127.0.0.1:9"), "t", "127.0.0.1:8000", False).address == "127.0.0.1:9"
-    assert discovery(Platform(aggregation_server="far.example:9"), "t", "127.0.0.1:8000", True).address == "far.example:9"
-    with pytest.raises(ConfigError, match=r"FEDOPS_AGGREGATION_SERVER=far.example:9 is not this machine.*security.insecure=true"):
-        discovery(Platform(aggregation_server="far.example:9"), "t", "127.0.0.1:8000", False)
+    assert discovery(Platform(aggregation_server="127.0.0.1:9"), "t", "127.0.0.1:8000", CLOSED).address == "127.0.0.1:9"
+    assert discovery(Platform(aggregation_server="far.example:9"), "t", "127.0.0.1:8000", OPEN).address == "far.example:9"
+    with pytest.raises(ConfigError, match=r"FEDOPS_AGGREGATION_SERVER=far.example:9, which is not this machine.*security.insecure=true"):
+        discovery(Platform(aggregation_server="far.example:9"), "t", "127.0.0.1:8000", CLOSED)
 
 
 @needs_fedops
@@ -168,7 +170,7 @@ def test_a_manager_that_does_not_know_the_server_yet_is_asked_again(monkeypatch:
         return (200, json.dumps({"port": ports[-1]}).encode()) if ports else (404, b"{}")
 
     with recorder(answer) as manager:
-        found = Asked(ClientPlatform(Platform(server_manager=manager.url), "t"), False, first_pause=0.01, longest_pause=0.02)
+        found = Asked(ClientPlatform(Platform(server_manager=manager.url), "t"), CLOSED, first_pause=0.01, longest_pause=0.02)
         wait_until(lambda: "HTTP 404" in found.waiting_for)
         assert found.waiting_for == f"the server manager at {manager.url} to name the server of task t (the answer is HTTP 404)"
         assert found.address == ""
@@ -186,7 +188,7 @@ def test_a_manager_that_does_not_know_the_server_yet_is_asked_again(monkeypatch:
 @needs_fedops
 def test_a_manager_is_not_asked_more_often_because_many_wish_it() -> None:
     with recorder(lambda request: (200, b'{"port": 5001}')) as manager:
-        found = Asked(ClientPlatform(Platform(server_manager=manager.url), "t"), False, first_pause=0.2, longest_pause=0.4)
+        found = Asked(ClientPlatform(Platform(server_manager=manager.url), "t"), CLOSED, first_pause=0.2, longest_pause=0.4)
         wait_until(lambda: found.address)
         end = time.monotonic() + 1.0
         while time.monotonic() < end:
@@ -201,10 +203,10 @@ def test_another_machine_that_a_manager_names_must_be_allowed(monkeypatch: pytes
     monkeypatch.setenv("FEDOPS_AGGREGATION_HOST", "far.example")
     with recorder(lambda request: (200, b'{"port": 5001}')) as manager:
         api = ClientPlatform(Platform(server_manager=manager.url), "t")
-        refused = Asked(api, False, first_pause=0.01, longest_pause=0.02)
+        refused = Asked(api, CLOSED, first_pause=0.01, longest_pause=0.02)
         wait_until(lambda: "security.insecure=true" in refused.waiting_for)
         assert refused.address == ""
-        allowed = Asked(api, True)
+        allowed = Asked(api, OPEN)
         wait_until(lambda: allowed.address == "far.example:5001")
         refused.close()
         allowed.close()
@@ -214,7 +216,7 @@ def test_another_machine_that_a_manager_names_must_be_allowed(monkeypatch: pytes
 def test_a_manager_that_hangs_delays_nothing_else() -> None:
     with raw(silent) as url:
         started = time.monotonic()
-        found = Asked(ClientPlatform(Platform(server_manager=url, seconds=0.2), "t"), False, first_pause=0.01, longest_pause=0.02)
+        found = Asked(ClientPlatform(Platform(server_manager=url, seconds=0.2), "t"), CLOSED, first_pause=0.01, longest_pause=0.02)
         assert time.monotonic() - started < 0.15
         wait_until(lambda: "no answer in time" in found.waiting_for)
         found.close()
@@ -227,3 +229,18 @@ def test_the_client_api_sends_through_our_limits() -> None:
         with pytest.raises(requests.RequestException, match="HTTP 422"):
             api.server.put_train_result("{}")
         assert sink.paths() == ["PUT /client_perf/train_result/t"]
+
+
+def test_a_platform_elsewhere_is_reached_over_https_or_not_at_all() -> None:
+    far = Platform(
+        server_manager="http://user:geheim@far.example:1", performance="https://far.example", client_manager="http://localhost:8004"
+    )
+    with pytest.raises(
+        ConfigError, match=r"FEDOPS_SERVER_MANAGER_URL=http://\*\*\*@far.example:1: what is sent there would not be"
+    ) as caught:
+        far.secured(CLOSED)
+    assert "CLIENT_" not in str(caught.value)
+    assert far.secured(OPEN) == far
+    with pytest.raises(ConfigError, match="SERVER_MANAGER"):
+        far.secured(SecurityConfig(folder="certs"))
+    assert Platform(performance="https://far.example").secured(SecurityConfig(folder="certs")).authority == "certs/ca.pem"
