@@ -7,16 +7,18 @@ them differently and names do not tell them apart.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fedmap import averaging
+
 Array = npt.NDArray[np.generic]
 Weights = Mapping[str, Array]
-
-_BLOCK = 1 << 16  # elements per block: a float64 accumulator of this size stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -66,42 +68,42 @@ def is_float(array: Array) -> bool:
     return array.dtype.kind == "f"
 
 
-def weighted_sum(models: Sequence[Weights], coefficients: Sequence[float]) -> dict[str, Array]:
-    """sum_k a_k w_k, accumulated in float64 in the order given and rounded once to each array's dtype.
+def weighted_sum(models: Sequence[Weights], coefficients: Sequence[float], dtype: npt.DTypeLike | None = None) -> dict[str, Array]:
+    """sum_k a_k w_k, accumulated in float64 in the order given and rounded once to each array's dtype, or to `dtype` if float arrays get one.
 
-    Float arrays are summed with the coefficients; integer and boolean arrays keep their dtype and take the maximum over
-    the models whose coefficient is not zero.
+    Float arrays are summed with the coefficients, see `fedmap.averaging`; integer and boolean arrays keep their dtype and take the
+    maximum over the models whose coefficient is not zero. The float arrays of the result are views of one buffer for each dtype.
 
     Args:
         models: K >= 1 models with the same names, shapes and dtypes.
         coefficients: K finite numbers; they need not sum to one.
+        dtype: of the float arrays of the result; None is their own.
 
     Raises:
-        ValueError: no models, or a different number of models and coefficients.
+        ValueError: no models, a different number of models and coefficients, or arrays of different shapes.
     """
     if not models or len(models) != len(coefficients):
         raise ValueError(
             f"expected as many coefficients as models and at least one; got {len(models)} models and {len(coefficients)} coefficients"
         )
-    return {name: _combine([model[name] for model in models], coefficients) for name in models[0]}
+    groups: dict[np.dtype[Any], list[str]] = {}
+    summed: dict[str, Array] = {}
+    for name, array in models[0].items():
+        if is_float(array):
+            groups.setdefault(array.dtype, []).append(name)
+        else:
+            summed[name] = _largest([model[name] for model in models], coefficients)
+    for names in groups.values():
+        columns = [[model[name] for name in names] for model in models]
+        summed |= zip(names, averaging.fold(columns, coefficients, dtype=dtype), strict=True)
+    return {name: summed[name] for name in models[0]}
 
 
-def _combine(arrays: Sequence[Array], coefficients: Sequence[float]) -> Array:
-    first = arrays[0]
-    if not is_float(first):
-        counted = [array for array, a in zip(arrays, coefficients, strict=True) if a != 0] or list(arrays)
-        # NumPy turns the maximum of 0-d arrays into a scalar
-        largest: Array = np.asarray(np.maximum.reduce([np.asarray(array) for array in counted]), dtype=first.dtype)
-        return largest
-    flats = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
-    result = np.empty(first.size, dtype=first.dtype)
-    for start in range(0, first.size, _BLOCK):
-        block = slice(start, min(start + _BLOCK, first.size))
-        total = flats[0][block].astype(np.float64) * coefficients[0]
-        for flat, a in zip(flats[1:], coefficients[1:], strict=True):
-            total += flat[block].astype(np.float64) * a
-        result[block] = total
-    return result.reshape(first.shape)
+def _largest(arrays: Sequence[Array], coefficients: Sequence[float]) -> Array:
+    counted = [array for array, a in zip(arrays, coefficients, strict=True) if a != 0] or list(arrays)
+    # NumPy turns the maximum of 0-d arrays into a scalar
+    largest: Array = np.asarray(np.maximum.reduce([np.asarray(array) for array in counted]), dtype=arrays[0].dtype)
+    return largest
 
 
 def weighted_mean(models: Sequence[Weights], weights: Sequence[float]) -> dict[str, Array]:
@@ -118,13 +120,11 @@ def weighted_mean(models: Sequence[Weights], weights: Sequence[float]) -> dict[s
 
 def add_scaled(base: Weights, delta: Weights, scale: float = 1.0) -> dict[str, Array]:
     """base + scale * delta for the float arrays that `delta` names; everything else is taken from `base`."""
-    return {
-        # asarray: NumPy turns sums of 0-d arrays into scalars
-        name: np.asarray(array.astype(np.float64) + scale * delta[name].astype(np.float64), dtype=array.dtype)
-        if name in delta and is_float(array)
-        else array
-        for name, array in base.items()
-    }
+    names = [name for name, array in base.items() if name in delta and is_float(array)]
+    if not names:
+        return dict(base)
+    moved = weighted_sum([{name: base[name] for name in names}, {name: delta[name] for name in names}], [1.0, scale])
+    return {name: moved.get(name, array) for name, array in base.items()}
 
 
 def difference(left: Weights, right: Weights) -> dict[str, Array]:
@@ -135,13 +135,17 @@ def difference(left: Weights, right: Weights) -> dict[str, Array]:
 def norm(weights: Weights, names: Iterable[str] | None = None) -> float:
     """The Euclidean norm over all float arrays (or the named ones), accumulated in float64."""
     chosen = weights.keys() if names is None else names
-    total = 0.0
-    for name in chosen:
-        array = weights[name]
-        if is_float(array):
-            flat = array.reshape(-1).astype(np.float64)
-            total += float(flat @ flat)
-    return float(np.sqrt(total))
+    return math.sqrt(sum(averaging.squares(weights[name]) for name in chosen if is_float(weights[name])))
+
+
+def distance(left: Weights, right: Weights, names: Iterable[str]) -> float:
+    """The Euclidean norm of left - right over the float arrays among the named ones, accumulated in float64."""
+    return math.sqrt(sum(averaging.squares(left[name], right[name]) for name in names if is_float(left[name])))
+
+
+def all_finite(weights: Weights) -> bool:
+    """Whether no float array holds NaN or infinite numbers."""
+    return all(averaging.all_finite(array) for array in weights.values() if is_float(array))
 
 
 def zeros_like(weights: Weights) -> dict[str, Array]:

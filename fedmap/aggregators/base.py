@@ -14,6 +14,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+import numpy.typing as npt
+
 from fedmap.errors import ConfigError, UpdateError
 from fedmap.guard.form import Form
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
@@ -132,8 +134,10 @@ def example_shares(updates: Sequence[ClientUpdate]) -> dict[int, float]:
     return {update.client_id: update.num_examples / total for update in updates}
 
 
-def mean_weights(updates: Sequence[ClientUpdate], shares: Sequence[float], names: Collection[str]) -> dict[str, Array]:
-    """sum_k a_k w_k over the named arrays; integer arrays take the maximum.
+def mean_weights(
+    updates: Sequence[ClientUpdate], shares: Sequence[float], names: Collection[str], dtype: npt.DTypeLike | None = None
+) -> dict[str, Array]:
+    """sum_k a_k w_k over the named arrays, in their own dtypes unless float arrays get one; integer arrays take the maximum.
 
     Raises:
         UpdateError: an update lacks one of the arrays.
@@ -142,7 +146,7 @@ def mean_weights(updates: Sequence[ClientUpdate], shares: Sequence[float], names
         missing = sorted(name for name in names if name not in update.weights)
         if missing:
             raise UpdateError(f"client {update.client_id} did not send {len(missing)} of the expected arrays, first {missing[:3]}")
-    return weighted_sum([{name: update.weights[name] for name in names} for update in updates], shares)
+    return weighted_sum([{name: update.weights[name] for name in names} for update in updates], shares, dtype)
 
 
 def extra(update: ClientUpdate, group: str, names: Collection[str], needed_by: str) -> Weights:

@@ -177,7 +177,8 @@ class FedMAP:
             spreads = {name: np.array([pooled]) for name in spreads}
         elif self.covariance == "layer":
             spreads = {name: np.array([spread.mean()]) for name, spread in spreads.items()}
-        return {name: (nu * self._initial_sigma(name) ** 2 + clients * spread) / (nu + clients) for name, spread in spreads.items()}
+        # asarray: NumPy turns sums of 0-d arrays into scalars
+        return {name: np.asarray((nu * self._initial_sigma(name) ** 2 + clients * s) / (nu + clients)) for name, s in spreads.items()}
 
     def _initial_sigma(self, name: str) -> float:
         fitting = [prefix for prefix in self.layer_sigma if _under(name, prefix)]

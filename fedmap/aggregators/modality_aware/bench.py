@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 from fedmap.aggregators.modality_aware.mixing import Mix, apply_mix, stepped
 from fedmap.aggregators.modality_aware.objective import HOPELESS, Objective, Verdict
 from fedmap.records import ClientUpdate
-from fedmap.weights import Layout, Weights, is_float
+from fedmap.weights import Layout, Weights, all_finite, distance
 
 
 @dataclass
@@ -49,8 +49,7 @@ class Bench:
         key = mix.key()
         if key not in self._known:
             model = self.model(mix)
-            finite = all(np.isfinite(array).all() for array in model.values() if is_float(array))
-            self._known[key] = self.objective.verdict(self.logits(model)) if finite else HOPELESS
+            self._known[key] = self.objective.verdict(self.logits(model)) if all_finite(model) else HOPELESS
         return self._known[key]
 
 
@@ -58,7 +57,7 @@ def finite_only(updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], li
     """The updates whose float arrays are finite, and a sentence for each of the others."""
     good, notes = [], []
     for update in updates:
-        if all(np.isfinite(array).all() for array in update.weights.values() if is_float(array)):
+        if all_finite(update.weights):
             good.append(update)
         else:
             notes.append(f"client {update.client_id} was left out: its model holds NaN or infinite numbers")
@@ -67,10 +66,4 @@ def finite_only(updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], li
 
 def update_norm(update: ClientUpdate, received: Weights, layout: Layout) -> float:
     """||w_k - w_t|| over the trainable parameters, measured by the server."""
-    parts: Mapping[str, Any] = layout.parameters(update.weights)
-    total = 0.0
-    for name, array in parts.items():
-        if is_float(array) and name in received:
-            change = (array.astype(np.float64) - received[name].astype(np.float64)).reshape(-1)
-            total += float(change @ change)
-    return float(np.sqrt(total))
+    return distance(update.weights, received, [name for name in layout.parameters(update.weights) if name in received])
