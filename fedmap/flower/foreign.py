@@ -28,7 +28,7 @@ from flwr.serverapp.strategy import Strategy
 from fedmap.aggregators.base import ServerState, check_number, example_shares, in_client_order, mean_weights
 from fedmap.errors import ConfigError, UpdateError
 from fedmap.records import Broadcast, ClientUpdate, RoundReport
-from fedmap.weights import Array, Layout, Weights, is_float
+from fedmap.weights import Array, Layout, Weights, all_finite, is_float
 
 _CURRENT = "current_arrays"  # where Flower's server optimisers keep the model they step from
 
@@ -109,9 +109,14 @@ class FlowerAggregator:
         apart = [n for n, array in state.weights.items() if not is_float(array) or (optimises and n in state.layout.buffers)]
         names = [name for name in state.weights if name not in apart]
         shares = example_shares(ordered)
-        buffers = mean_weights(ordered, [shares[update.client_id] for update in ordered], apart)
+        coefficients = [shares[update.client_id] for update in ordered]
+        buffers = mean_weights(ordered, coefficients, apart)
         for name, value in state.memory.items():
             setattr(strategy, name, [a.copy() for a in value] if isinstance(value, tuple) else {n: a.copy() for n, a in value.items()})
+        if optimises and "." not in self.strategy:  # Flower's own step from the clients' mean, so that one message with it is enough
+            total = sum(update.num_examples for update in ordered)
+            mean = mean_weights(ordered, coefficients, names, np.float64)
+            ordered = [replace(ordered[0], weights=mean, num_examples=total, extras={})]
         stepped = self._call(strategy, state, ordered, names)
         done = state.round_index + 1
         weights = {name: stepped[name] if name in stepped else buffers[name] for name in state.weights}
@@ -163,7 +168,7 @@ class FlowerAggregator:
 
 
 def _finite(updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], tuple[str, ...]]:
-    finite = [all(np.isfinite(array).all() for array in update.weights.values() if is_float(array)) for update in updates]
+    finite = [all_finite(update.weights) for update in updates]
     good = [update for update, fits in zip(updates, finite, strict=True) if fits]
     out = [update.client_id for update, fits in zip(updates, finite, strict=True) if not fits]
     if not good:
