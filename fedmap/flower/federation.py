@@ -11,6 +11,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from torch import nn
 
+from fedmap import averaging
 from fedmap.aggregators.base import ServerState, expected_form, persist, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
@@ -65,9 +66,11 @@ class Server:
         import torch
 
         torch.set_num_threads(self.config.runtime.threads)
+        averaging.set_threads(self.config.runtime.threads)
         data = self.data or build_data(self.config)
         self.label_names = tuple(data.label_names)
         self.model: nn.Module = build_model(self.config, data)
+        averaging.prepare(self.expected * sum(tensor.numel() for _, tensor in shared_tensors(self.model)))
         cache = cache_dir(self.config)
         rows = data.server() if getattr(data, "has_server", lambda: True)() else {}
         self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
