@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 from fedmap.compression.parcels import pack_update
 from fedmap.errors import ClientMemoryError, FederationError
 from fedmap.files import plain
+from fedmap.flower import resident
 from fedmap.flower.events import append
 from fedmap.flower.parcels import compression_of
 from fedmap.flower.wire import (
@@ -37,11 +38,13 @@ def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInf
 
     Every exception becomes an answer, so that the server can say which client failed and why instead of waiting.
     """
-    from fedmap.flower.session import session_of
-
-    client_id = -1
+    client_id = int(context.node_config.get("client-id", -1))
     asked = message.metadata.message_type
     try:
+        if (answered := resident.answer(message, context)) is not None:
+            return answered
+        from fedmap.flower.session import session_of  # torch and all: not where the resident has it
+
         run = content_to_run(message.content)
         session, client_id = session_of(context)
         return Message(work(session, client_id, run), reply_to=message)

@@ -1,0 +1,156 @@
+"""A deployed client's resident process: it keeps imports, model and data from message to message.
+
+Flower answers each message with a process of its own (`flwr-clientapp`). What takes long in it is not Flower: importing torch,
+building the model, reading the data. So this process hands the message to a resident one over a socket in the client's Flower
+home, and passes its answer on; the first message starts the resident. It runs the code that Flower installed for the run, in the
+SuperNode's session, and ends with the SuperNode. Where it dies (out of memory, for instance), the message is answered with that,
+and the next one starts another; where the message's own process is killed, the resident gives up the work and ends.
+
+There is none for clients that client_main.py did not start, nor on Windows: they answer in the message's own process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Client, Connection, Listener, wait
+from pathlib import Path
+
+import psutil
+from flwr.app import Context, Message
+
+from fedmap.errors import ClientMemoryError, FederationError
+
+_CODE = Path(__file__).resolve().parents[2]  # the folder that holds the app
+_LONGEST = 100  # bytes of a socket's path; Linux takes 107, macOS 103
+_START_SECONDS = 60.0
+_here = False  # whether this process is the resident
+
+
+def answer(message: Message, context: Context) -> Message | None:
+    """The resident's answer, or None where this process is to answer by itself.
+
+    Raises:
+        ClientMemoryError: the resident was killed while it worked, as a system short of memory does.
+        FederationError: it ended otherwise, or cannot be started.
+    """
+    place = _socket(context)
+    if _here or place is None:
+        return None
+    with _connected(place) as (pipe, pid):
+        asked = message.metadata.message_type
+        try:
+            pipe.send((message, context))
+            reply, context.state = pipe.recv()
+        except (EOFError, OSError) as error:
+            reason = f"the client's process {pid} ended while it answered the server's {asked} message"
+            raise ClientMemoryError(f"{reason}; it was killed, or the client has too little memory") from error
+    assert isinstance(reply, Message)
+    return reply
+
+
+def _socket(context: Context) -> Path | None:
+    """Where the resident listens, if this client may have one: client_main.py has made it a Flower home of its own."""
+    home = os.environ.get("FLWR_HOME")
+    if not context.node_config.get("events") or not home or sys.platform == "win32":
+        return None
+    place = Path(home).resolve() / "resident"
+    return place if len(os.fsencode(place)) <= _LONGEST else None
+
+
+@contextmanager
+def _connected(place: Path) -> Iterator[tuple[Connection, int]]:
+    """A connection to the resident of this code, started if need be, and its process's number."""
+    end = time.monotonic() + _START_SECONDS
+    process: subprocess.Popen[bytes] | None = None
+    while True:
+        try:
+            pipe: Connection = Client(str(place), "AF_UNIX")
+            code, pid = pipe.recv()
+        except (OSError, EOFError):
+            if process is not None and process.poll() is not None:
+                raise FederationError(f"the client's process ended with exit code {process.returncode} as it started") from None
+            if time.monotonic() > end:
+                raise FederationError(f"the client's process does not answer at {place} within {_START_SECONDS:g} s") from None
+            if process is None:
+                process = _start(place)
+            time.sleep(0.02)
+            continue
+        if code == str(_CODE):
+            break
+        pipe.send(None)  # of another run's code: it ends, and makes way
+        pipe.close()
+        time.sleep(0.02)
+    with pipe:
+        yield pipe, pid
+
+
+def _start(place: Path) -> subprocess.Popen[bytes]:
+    place.unlink(missing_ok=True)  # of one that was killed
+    path = os.pathsep.join(part for part in (str(_CODE), os.environ.get("PYTHONPATH", "")) if part)
+    command = [sys.executable, "-P", "-m", "fedmap.flower.resident", str(place)]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+
+
+def serve(place: Path) -> None:
+    """The resident's life: answer one message after the other until a message comes for other code."""
+    global _here
+    _here = True
+    threading.Thread(target=_leave_with_session, daemon=True, name="fedmap-session-watch").start()
+    before = os.umask(0o077)  # nobody else may connect
+    with Listener(str(place), "AF_UNIX") as listener:
+        os.umask(before)
+        while True:
+            with suppress(EOFError, OSError), listener.accept() as pipe:
+                pipe.send((str(_CODE), os.getpid()))
+                asked = pipe.recv()
+                if asked is None:
+                    return
+                pipe.send(_answered(pipe, *asked))
+                del asked
+
+
+def _answered(pipe: Connection, message: Message, context: Context) -> tuple[Message, object]:
+    from fedmap.flower.client_app import app
+
+    done, watched = _pipe()
+    watcher = threading.Thread(target=_leave_with_message, args=(pipe, watched), daemon=True, name="fedmap-message-watch")
+    watcher.start()
+    try:
+        return app(message, context), context.state
+    finally:
+        done.close()
+        watcher.join()
+        watched.close()
+
+
+def _pipe() -> tuple[Connection, Connection]:
+    from multiprocessing import Pipe
+
+    return Pipe()
+
+
+def _leave_with_message(pipe: Connection, done: Connection) -> None:
+    """Nobody waits for the answer any more: whoever asked says nothing further, so that something to read is the end."""
+    if done not in wait([pipe, done]):
+        os._exit(1)
+
+
+def _leave_with_session() -> None:
+    """End with the SuperNode, which leads this session."""
+    with suppress(psutil.Error):
+        leader = psutil.Process(os.getsid(0))
+        while leader.is_running() and leader.status() != psutil.STATUS_ZOMBIE:
+            time.sleep(1.0)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    from fedmap.flower.resident import serve as _serve  # the module that the app imports, not this second copy of it
+
+    _serve(Path(sys.argv[1]))
