@@ -28,9 +28,18 @@ def torch_seed(seed: int, *, purpose: str, round_index: int = 0, client_id: int 
     """Seed torch's global generators (dropout, initialisation) inside the block and restore them afterwards."""
     import torch
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(derive_seed(seed, purpose=purpose, round_index=round_index, client_id=client_id))
+    derived = derive_seed(seed, purpose=purpose, round_index=round_index, client_id=client_id)
+    if torch.accelerator.is_available():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(derived)
+            yield
+        return
+    before = torch.get_rng_state()  # torch.manual_seed also seeds devices that are not there, and takes a traceback for each
+    torch.default_generator.manual_seed(derived)
+    try:
         yield
+    finally:
+        torch.set_rng_state(before)
 
 
 def sample_clients(seed: int, round_index: int, client_ids: Sequence[int], count: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import nn
 
 from fedmap.data.base import Batch, Split
 from fedmap.errors import ConfigError, DataError
+from fedmap.local import steps
 from fedmap.local.rules import LocalRule, Progress
 from fedmap.metrics import MultilabelCounts
 
@@ -119,11 +121,11 @@ def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Op
     own = getattr(model, "parameter_groups", None)
     groups: Any = own(options) if callable(own) else [{"params": [p for p in model.parameters() if p.requires_grad]}]
     if options.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
+        return steps.SGD(groups, lr=options.learning_rate, momentum=options.momentum, weight_decay=options.weight_decay)
     if options.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+        return steps.Adam(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
     if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
+        return steps.AdamW(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
     raise ConfigError(f"optimizer={options.optimizer!r}: expected one of adamw, adam, sgd")
 
 
@@ -160,28 +162,28 @@ def train(
     loss_function = loss_of(model)
     optimizer = make_optimizer(model, options)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    limit = options.clip_norm if options.clip_norm > 0 else math.inf
+    mixed = options.amp and options.device != "cpu"
     model.train()
     losses, norms = 0.0, 0.0
-    steps = 0
+    count = 0
     for rows in _batches(split, options, rng):
         batch = to_device(split.batch(rows), options.device)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(options.device.partition(":")[0], torch.bfloat16, enabled=options.amp and options.device != "cpu"):
+        optimizer.zero_grad()
+        with torch.autocast(options.device.partition(":")[0], torch.bfloat16) if mixed else nullcontext():
             loss = loss_function(model(batch), batch)
         penalty = rule.penalty(model)
         total: torch.Tensor = loss if penalty is None else loss + penalty
         total.backward()  # type: ignore[no-untyped-call]
         rule.correct_gradients(model)
-        limit = options.clip_norm if options.clip_norm > 0 else math.inf
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
+        norms += steps.clip_gradients(parameters, limit)
         optimizer.step()
-        steps += 1
-        value = float(loss.detach())
+        count += 1
+        value = loss.item()
         losses += value
-        norms += float(norm)
         if on_step is not None:
-            on_step(steps, value)
-    return TrainingResult(num_steps=steps, loss=losses / steps, gradient_norm=norms / steps)
+            on_step(count, value)
+    return TrainingResult(num_steps=count, loss=losses / count, gradient_norm=norms / count)
 
 
 def progress_of(model: nn.Module, split: Split, options: TrainingOptions, result: TrainingResult) -> Progress:

@@ -169,7 +169,7 @@ def test_an_unknown_optimizer_is_an_error() -> None:
 def test_optimizers_by_name_over_what_is_trained(name: str, kind: type) -> None:
     model = Net()
     optimizer = make_optimizer(model, TrainingOptions(optimizer=name, learning_rate=0.3, momentum=0.5, weight_decay=0.02))
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     assert optimizer.param_groups[0]["lr"] == 0.3
     assert optimizer.param_groups[0]["weight_decay"] == 0.02
     assert {id(p) for group in optimizer.param_groups for p in group["params"]} == {id(p) for p in model.parameters() if p.requires_grad}
