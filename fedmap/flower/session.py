@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -97,6 +98,8 @@ def memory_folder(config: RunConfig, run_id: str, client_id: int) -> Path:
 
 
 _SESSIONS: dict[str, Session] = {}
+# The last file that was read, with what it led to: reading it takes longer than a small client's round.
+_READ: dict[tuple[object, ...], tuple[RunConfig, Session]] = {}
 
 
 def config_of(context: Context) -> RunConfig:
@@ -124,17 +127,35 @@ def client_id_of(context: Context, config: RunConfig) -> int:
 
 def session_of(context: Context) -> tuple[Session, int]:
     """The process's session for this context, made at the first message and kept, and the client's number."""
-    config = config_of(context)
-    key = json.dumps(_without_client(config.raw), sort_keys=True, default=str)
-    if key not in _SESSIONS:
-        _SESSIONS.clear()
-        _SESSIONS[key] = Session(replace(config))
-    return _SESSIONS[key], client_id_of(context, config)
+    source = _source(context)
+    if source is None or source not in _READ:
+        config = config_of(context)
+        key = json.dumps(_without_client(config.raw), sort_keys=True, default=str)
+        if key not in _SESSIONS:
+            forget_sessions()
+            _SESSIONS[key] = Session(replace(config))
+        if source is None:
+            return _SESSIONS[key], client_id_of(context, config)
+        _READ.clear()
+        _READ[source] = config, _SESSIONS[key]
+    config, session = _READ[source]
+    return session, client_id_of(context, config)
+
+
+def _source(context: Context) -> tuple[object, ...] | None:
+    """What tells whether the file with the configuration is still the one that was read; None where there is no such file."""
+    path = str(context.node_config.get("config") or "")
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return path, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def forget_sessions() -> None:
     """Give back the process's model and data; the next message makes them anew."""
     _SESSIONS.clear()
+    _READ.clear()
     gc.collect()
 
 
