@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import httpx
-from flwr.app import Message, RecordDict
+from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 
 _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid that waits by itself says poll_seconds = 0
@@ -45,6 +45,16 @@ class _Overdue:
     subject: str
     sent: float
     seconds: float
+
+
+def in_words(error: Error) -> str:
+    """What Flower says in a client's place, with what that means where its sentence does not tell."""
+    reason = error.reason or f"Flower error {error.code}"
+    if "Node Unavailable" in reason:
+        return f"the client cannot be reached any more ({reason})"
+    if "stopped responding" in reason:
+        return f"the client's process has ended without an answer, or hangs ({reason}); its supernode.log says more"
+    return reason
 
 
 def lifetime(seconds: float) -> float:
@@ -117,10 +127,11 @@ class Exchange:
                 elif isinstance(reply, str):
                     settle(pending.pop(about), None, reply)
                 elif reply.has_error():
-                    settle(pending.pop(about), None, reply.error.reason or f"Flower error {reply.error.code}")
+                    settle(pending.pop(about), None, in_words(reply.error))
                 else:
                     settle(pending.pop(about), reply.content)
-            if free := [node for node in held if node not in self._busy(messages)]:
+            late = {overdue.node for overdue in self._overdue.values()}
+            if free := [node for node in held if node not in late]:
                 for node in free:
                     del held[node]
                 send(free)

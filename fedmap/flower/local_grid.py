@@ -6,6 +6,7 @@ worker answers for which client never matters for the result: everything random 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import multiprocessing
 import os
@@ -29,6 +30,8 @@ log = logging.getLogger("fedmap.local")
 _SERVER_NODE = 1
 _RUN_ID = 1
 _CLIENT_FAILED = 2  # Flower's code for an exception in a ClientApp
+_READY = None  # what a worker sends when it has started
+_START_SECONDS = 120.0
 
 
 @dataclass
@@ -130,13 +133,23 @@ class LocalGrid(Grid):
         return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
 
     def cancel(self, message_ids: Iterable[str]) -> None:
-        """Give up messages that have not been answered. A worker that is busy with one is ended, and a fresh one takes its place."""
+        """Give up messages that have not been answered. A worker that is busy with one is ended, and a fresh one takes its place.
+
+        Fresh workers are waited for, so that the time that they need to start is not the next round's.
+        """
         given_up = set(message_ids)
+        fresh = []
         self._waiting = deque(message for message in self._waiting if message.metadata.message_id not in given_up)
         for worker in self._pool:
             if worker.task is not None and worker.task.metadata.message_id in given_up:
                 worker.process.kill()
                 worker.renew()
+                fresh.append(worker)
+        end = time.monotonic() + _START_SECONDS
+        for worker in fresh:
+            with contextlib.suppress(EOFError, OSError):  # it died; that is noticed when it gets work
+                if worker.pipe.poll(max(end - time.monotonic(), 0.0)):
+                    worker.pipe.recv()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and collect the replies until all have come or `timeout` seconds have passed."""
@@ -174,7 +187,9 @@ class LocalGrid(Grid):
         for pipe in wait(list(busy), timeout=0.2):
             worker = busy[pipe]  # type: ignore[index]
             try:
-                reply, state = worker.pipe.recv()
+                if (received := worker.pipe.recv()) is _READY:
+                    continue
+                reply, state = received
             except (EOFError, OSError):
                 self._replace(worker)
                 continue
@@ -211,6 +226,10 @@ def _serve(pipe: Connection) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_leave_with_server, daemon=True, name="fedmap-server-watch").start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import fedmap.flower.session  # noqa: F401  (with everything that takes long to import)
+
+    with contextlib.suppress(OSError):
+        pipe.send(_READY)
     while True:
         try:
             message, context = pipe.recv()

@@ -12,7 +12,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedmap.errors import QuorumError, UpdateError
-from fedmap.flower.exchange import Exchange, lifetime
+from fedmap.flower.exchange import Exchange, in_words, lifetime
 from fedmap.flower.identities import Identities
 from fedmap.flower.wire import ClientCard, RunInfo, content_to_card, run_to_content
 
@@ -125,7 +125,7 @@ class Registry:
 
     def _answered(self, node: int, reply: Message) -> None:
         if reply.has_error():
-            self._try_again(node, reply.error.reason or f"Flower error {reply.error.code}")
+            self._try_again(node, in_words(reply.error))
         else:
             self._settle(node, reply.content)
 

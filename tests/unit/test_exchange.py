@@ -172,10 +172,10 @@ def test_a_late_answer_is_refused_and_said_and_the_straggler_gets_no_pile_of_wor
 
 def test_a_straggler_that_stays_silent_is_asked_again_later() -> None:
     room = Distant({1: [60.0, 0.0]})
-    answers, _ = rounds_of(room, [0.2, 0.1, 1.0])
+    answers, _ = rounds_of(room, [0.2, 0.3, 1.0])
     assert [answer[1].failure for answer in answers] == [
         "no answer within 0.2 s (runtime.round_seconds)",
-        "still busy with round 1 after 0.1 s (runtime.round_seconds)",
+        "still busy with round 1 after 0.3 s (runtime.round_seconds)",
         "",
     ]
     assert room.got == {1: ["1", "3"]}
