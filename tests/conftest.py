@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from tests.deployed import Place
     from tests.movie_runs import MovieRun
 
 # Continuous integration draws the same examples every time, so that what fails there fails again; elsewhere new ones are tried.
@@ -24,3 +27,13 @@ def movie_run(tmp_path_factory: pytest.TempPathFactory) -> MovieRun:
 
     folder = tmp_path_factory.mktemp("movies")
     return train_on_movies(folder / "outputs", "2026-11-21/10-00-00", movie_data(folder / "data", 1000), *GOOD)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """Where programs of a deployed federation are started; they end with the test."""
+    from tests.deployed import Place
+
+    made = Place(tmp_path)
+    yield made
+    made.close()

@@ -1,20 +1,16 @@
 """A deployed server that is killed and started again, while one client stays and another has died with it."""
 
 import os
-import shutil
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 
 from benchmarks.resume import differences, outcome
-from fedmap.flower import processes
 from fedmap.history import RunHistory
 from fedmap.outputs import read_history
+from tests.deployed import Place
 from tests.federations import run_locally, wait_for
-from tests.integration.test_superlink import Place
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
 
@@ -27,17 +23,6 @@ FEDERATION = [
     "hooks.after_round=null",
     "service.enabled=false",
 ]
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path)
-    yield made
-    for process in made.started.values():
-        processes.end_tree(process.pid)
-        process.wait()
-    for home in made.homes():  # of what the test kills
-        shutil.rmtree(home, ignore_errors=True)
 
 
 def rounds(place: Place) -> int:

@@ -3,21 +3,18 @@
 import json
 import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from fedmap.config import PROJECT
 from fedmap.flower import processes
 from fedmap.outputs import read_history
-from tests.federations import DIGITS, model_bytes, processes_that_name, run_locally, script, start, wait_for
+from tests.deployed import Place
+from tests.federations import DIGITS, model_bytes, run_locally, wait_for
 from tests.fronts import Watcher
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
@@ -32,57 +29,6 @@ def stop_client_2(update):
         time.sleep(600)
     return update
 """
-
-
-class Place:
-    """A port and a folder of their own, and every program that was started there."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.port = processes.free_port()
-        self.address = f"127.0.0.1:{self.port}"
-        self.started: dict[str, subprocess.Popen[bytes]] = {}
-
-    def start(self, name: str, command: list[str], **environment: str) -> subprocess.Popen[bytes]:
-        self.started[name] = start(command, self.folder / f"{name}.log", self.folder / name, **environment)
-        return self.started[name]
-
-    def server(self, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
-        common = [*DIGITS, f"runtime.address={self.address}", f"hydra.run.dir={self.folder / 'run'}"]
-        return self.start("server", script("server_main.py", *common, *overrides), **environment)
-
-    def client(self, client_id: int, *overrides: str, **environment: str) -> subprocess.Popen[bytes]:
-        common = [*DIGITS, f"runtime.address={self.address}", f"client_id={client_id}", f"hydra.run.dir={self.folder / f'out_{client_id}'}"]
-        return self.start(f"client_{client_id}", script("client_main.py", *common, *overrides), **environment)
-
-    def said(self, name: str) -> str:
-        return (self.folder / f"{name}.log").read_text(errors="replace")
-
-    def everything_said(self) -> str:
-        return "\n".join(f"--- {name}\n{self.said(name)[-3000:]}" for name in self.started)
-
-    def end(self, name: str, seconds: float) -> int:
-        """The exit code of a program that ends by itself."""
-        wait_for(lambda: self.started[name].poll() is not None, seconds, self.everything_said)
-        return self.started[name].returncode
-
-    def homes(self) -> list[Path]:
-        """Flower's folders of the programs started here; each program removes its own."""
-        return sorted((PROJECT / ".fedmap" / "flower").glob(f"{self.folder.name}_*"))
-
-    def left_behind(self) -> list[str]:
-        return processes_that_name(f":{self.port}", str(self.folder))
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path)
-    yield made
-    for process in made.started.values():
-        processes.end_tree(process.pid)
-        process.wait()
-    for home in made.homes():  # of the client that a test kills
-        shutil.rmtree(home)
 
 
 def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Place) -> None:
@@ -157,9 +103,7 @@ def test_a_client_that_is_killed_is_reported_and_the_others_go_on(place: Place) 
     for client_id in (0, 1, 2):
         place.client(client_id, *federation, **environment)
     wait_for(marker.exists, 240, place.everything_said)
-    victim = place.started["client_2"]
-    for process in [psutil.Process(victim.pid), *psutil.Process(victim.pid).children(recursive=True)]:
-        os.kill(process.pid, signal.SIGKILL)
+    place.kill("client_2")
     assert [place.end(name, 240) for name in ("server", "client_0", "client_1")] == [0, 0, 0], place.everything_said()
     first, second = read_history(place.folder / "run").rounds[1:]
     assert [(c.client_id, c.status) for c in first.clients] == [(0, "ok"), (1, "ok"), (2, "failed")]
