@@ -153,11 +153,25 @@ def wait_until_answers(address: str, process: subprocess.Popen[bytes], log: Path
     end = time.monotonic() + seconds
     while not answers(address):
         if process.poll() is not None or time.monotonic() > end:
-            what = f"ended with exit code {process.returncode}" if process.poll() is not None else f"does not answer at {address}"
+            what = ended(process.returncode) if process.poll() is not None else f"does not answer at {address}"
             raise FederationError(f"{Path(str(process.args[0])).name} {what}; the end of {log}:\n{tail(log)}")  # type: ignore[index]
         time.sleep(0.2)
 
 
-def tail(path: Path, lines: int = 15) -> str:
-    """The last lines of a text file."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+def ended(code: int | None) -> str:
+    """How a program ended, in words."""
+    if code is not None and code < 0:
+        if -code == signal.SIGKILL:
+            return "was killed (SIGKILL; by somebody, or by the system when memory ran out)"
+        return f"was ended by signal {-code}"
+    return f"ended with exit code {code}"
+
+
+def tail(path: Path, lines: int = 15, without: Sequence[str] = ()) -> str:
+    """The last lines of a text file; those that contain one of the words are left out."""
+    if not path.exists():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - 100_000, 0))
+        found = file.read().decode(errors="replace").splitlines()
+    return "\n".join([line for line in found if not any(word in line for word in without)][-lines:])

@@ -136,13 +136,23 @@ def _watch(
                 progress.note(f"client {client_id}'s key is no longer accepted: it is cut off")
             known = accepted
         if link is not None and link.poll() is not None:
-            raise FederationError(f"the SuperLink ended with exit code {link.returncode}; the end of {log}:\n{processes.tail(log)}")
+            raise FederationError(f"the SuperLink {processes.ended(link.returncode)}. {_advice(events.path.parent)}\n{_end_of(log)}")
         if time.monotonic() - asked > _STATUS_SECONDS:
             word, details = status()
             asked = time.monotonic()
             if word.startswith("finished") and not any(e["event"] in ("finished", "failed") for e in Tail(events.path).new()):
-                raise FederationError(f"the server app ended without a result ({word} {details}); the end of {log}:\n{processes.tail(log)}")
+                reason = f"the server's app has ended without a result ({word} {details}). {_advice(events.path.parent)}"
+                raise FederationError(f"{reason}\n{_end_of(log)}")
         time.sleep(_POLL_SECONDS)
+
+
+def _advice(folder: Path) -> str:
+    return f"Clients that are running wait; the same command with resume={folder} goes on after the last round that is kept there"
+
+
+def _end_of(log: Path) -> str:
+    """The end of a log without the lines that only say that somebody asked for something."""
+    return f"The end of {log}:\n{processes.tail(log, without=('uvicorn.access', '[Fleet.', 'ControlServicer.'))}"
 
 
 def _forget(home: Path) -> None:
