@@ -1,0 +1,1 @@
+"""Faults on purpose: in a client's own code, on the network between client and server, and to whole processes."""
