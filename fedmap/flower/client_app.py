@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedmap.compression.parcels import pack_update
-from fedmap.errors import ClientMemoryError, FederationError
+from fedmap.errors import CheckpointError, ClientMemoryError, DataError, FederationError, StorageError
 from fedmap.files import plain
 from fedmap.flower import resident
 from fedmap.flower.events import append
@@ -30,6 +31,8 @@ from fedmap.flower.wire import (
 
 log = logging.getLogger("fedmap.client")
 app = ClientApp()
+_ABOUT_FILES = (CheckpointError, DataError, StorageError)
+_PATH = re.compile(r"\S*[/\\]\S*")
 _REPORT_SECONDS = 10.0  # a long round of training says how far it is this often
 
 
@@ -53,7 +56,17 @@ def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInf
         expected = isinstance(problem, FederationError)  # its sentence is enough; anything else is a bug with a place
         log.error("client %d cannot answer the server's %s message: %s", client_id, asked, problem, exc_info=None if expected else error)
         _tell(context, "problem", kind=type(problem).__name__, message=str(problem), asked=asked)
-        return Message(problem_to_content(client_id, problem), reply_to=message)
+        return Message(problem_to_content(client_id, problem, _for_the_server(problem, context)), reply_to=message)
+
+
+def _for_the_server(problem: Exception, context: Context) -> str:
+    """What of a problem's sentence leaves this machine: nothing that could name a file, a row or a value of the client's data."""
+    node = context.node_config
+    if "config" in node and "events" not in node:  # the local runtime: the server is on this machine
+        return str(problem)
+    if not isinstance(problem, FederationError) or isinstance(problem, _ABOUT_FILES):
+        return "what it says stays with the client: see its own log"
+    return _PATH.sub("(a path of the client's)", str(problem))
 
 
 def _out_of_memory(error: Exception, asked: str) -> FederationError | None:

@@ -119,7 +119,9 @@ def environment(home: Path) -> dict[str, str]:
     """This process's environment with a Flower home of its own."""
     home.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**os.environ, "PATH": path, "FLWR_HOME": str(home), "FLWR_TELEMETRY_ENABLED": os.environ.get("FLWR_TELEMETRY_ENABLED", "0")}
+    # Nobody outside hears of a federation, unless the user says so.
+    quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    return {**quiet, **os.environ, "PATH": path, "FLWR_HOME": str(home)}
 
 
 def split_address(address: str) -> tuple[str, int]:

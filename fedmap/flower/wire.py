@@ -171,9 +171,10 @@ def content_to_card(content: RecordDict) -> ClientCard:
         raise UpdateError(f"the client's answer to the server's first question is malformed: {error!r}") from error
 
 
-def problem_to_content(client_id: int, error: BaseException) -> RecordDict:
-    """An error of a client as the content of a reply."""
-    return RecordDict({"problem": ConfigRecord({"client-id": client_id, "kind": type(error).__name__, "message": str(error)})})
+def problem_to_content(client_id: int, error: BaseException, words: str | None = None) -> RecordDict:
+    """An error of a client as the content of a reply; `words` in place of its own sentence."""
+    message = str(error) if words is None else words
+    return RecordDict({"problem": ConfigRecord({"client-id": client_id, "kind": type(error).__name__, "message": message})})
 
 
 def raise_problem(content: RecordDict) -> None:
