@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import fcntl
+import functools
 import io
 import json
 import math
@@ -176,6 +177,9 @@ def typed(kind: type[T], value: Any, where: str = "") -> T:
     return made
 
 
+_hints = functools.cache(get_type_hints)  # annotations are texts, which would be compiled for every record anew
+
+
 def _typed(kind: Any, value: Any, where: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
@@ -187,7 +191,7 @@ def _typed(kind: Any, value: Any, where: str) -> Any:
     if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, dict):
         return {arguments[0](key): _typed(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         unknown = [key for key in value if key not in hints]
         if unknown:
             raise DataError(f"{where}: unknown keys {unknown[:3]}, expected some of {', '.join(hints)}")

@@ -35,7 +35,8 @@ def bare(kind: Callable[P, torch.optim.Optimizer]) -> Callable[P, torch.optim.Op
                 parameter.grad = None
 
     bare_step.hooked = True  # type: ignore[attr-defined]  # torch wraps a class's step at its first instance unless it is marked
-    return type(kind.__name__, (kind,), {"step": bare_step, "zero_grad": bare_zero_grad, "__module__": __name__})
+    add = inspect.unwrap(cast(type[torch.optim.Optimizer], kind).add_param_group)  # its wrapper imports torch's compiler: a second
+    return type(kind.__name__, (kind,), {"step": bare_step, "zero_grad": bare_zero_grad, "add_param_group": add, "__module__": __name__})
 
 
 SGD, Adam, AdamW = bare(torch.optim.SGD), bare(torch.optim.Adam), bare(torch.optim.AdamW)

@@ -1,11 +1,14 @@
 """The steps of training without torch's wrappers: the same bits as torch's own optimisers, clipping and seeding."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
+from fedmap.config import PROJECT
 from fedmap.local.steps import clip_gradients
 from fedmap.local.training import TrainingOptions, make_optimizer
 from fedmap.randomness import derive_seed, torch_seed
@@ -45,6 +48,23 @@ def test_a_bare_optimizer_takes_torchs_steps(name: str) -> None:
             assert torch.equal(left, right)
             assert not left.grad_fn
     assert isinstance(bare, type(plain)), "state_dict() and param_groups are torch's"
+
+
+def test_training_does_not_import_torchs_compiler() -> None:
+    """It takes a second of every process that trains, and nothing here compiles."""
+    code = (
+        "import sys\n"
+        "from fedmap.local.training import TrainingOptions\n"
+        "from tests.toys import net_clients\n"
+        "from fedmap.local.rules import Memory\n"
+        "from fedmap.local.tensors import get_weights\n"
+        "from fedmap.records import Broadcast\n"
+        "for name in ('adamw', 'adam', 'sgd'):\n"
+        "    client = net_clients(TrainingOptions(optimizer=name))[0]\n"
+        "    client.train_round(Broadcast(1, get_weights(client.model)), Memory())\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("factor", [0.0, 1e-3, 1.0, 1e3, math.inf, math.nan])
