@@ -1,0 +1,1 @@
+"""Fuzzing of everything that reads bytes from outside: the targets, the contract they are held to, and the process that runs one."""
