@@ -75,7 +75,8 @@ def expected_form(aggregator: Aggregator[Any], state: ServerState, broadcast: Br
 
     Besides `expected_names` an aggregator may have two further methods: `expected_extras(state)` names the groups of further arrays
     that it needs from every client, each with arrays like which the client's must be, and `expected_scalars(state)` the numbers, each
-    with its least and its greatest value. Without them no further arrays may come, and any finite number.
+    with its least and its greatest value. Without them no further arrays may come, and any finite number. An attribute `own_start`
+    that is true says that clients train on from models of their own.
     """
     extras, scalars = (getattr(aggregator, name, None) for name in ("expected_extras", "expected_scalars"))
     return Form.of(
@@ -83,6 +84,7 @@ def expected_form(aggregator: Aggregator[Any], state: ServerState, broadcast: Br
         expected_names(aggregator, state),
         extras(state) if callable(extras) else None,
         scalars(state) if callable(scalars) else None,
+        own_start=bool(getattr(aggregator, "own_start", False)),
     )
 
 

@@ -133,6 +133,11 @@ class FedMAP:
             scalars={"uncovered": self.uncovered, "warm-start": self.warm_start},
         )
 
+    @property
+    def own_start(self) -> bool:
+        """Whether clients train on from models of their own; see `fedmap.aggregators.base.expected_form`."""
+        return self.warm_start
+
     def expected_scalars(self, state: FedMAPState) -> dict[str, tuple[float, float]]:
         """The logarithm of a probability, and half a squared distance: a client that claims more could buy the model."""
         return {"log-likelihood": (-math.inf, 0.0), "prior-energy": (0.0, math.inf)}

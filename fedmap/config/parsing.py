@@ -181,7 +181,7 @@ def _defence(read: _Reader) -> Defence:
         norm_factor=read.number("defence.norm_factor", 1),
         replay=read.text("defence.replay", REPLAYS),
         direction=read.text("defence.direction", DIRECTIONS),
-        direction_limit=read.number("defence.direction_limit", -1, 0),
+        direction_limit=read.number("defence.direction_limit", -100, -0.001),
     )
 
 

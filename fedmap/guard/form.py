@@ -48,11 +48,13 @@ class Form:
         weights: the arrays that must come back, no more and no less.
         extras: the groups of further arrays that the strategy needs, no more and no less.
         scalars: the least and the greatest value of each number that the strategy needs; further ones may come.
+        own_start: whether clients train on from models of their own, so that what they send is no step from the broadcast.
     """
 
     weights: Mapping[str, Kind]
     extras: Mapping[str, Mapping[str, Kind]] = field(default_factory=dict)
     scalars: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    own_start: bool = False
 
     @staticmethod
     def of(
@@ -60,6 +62,7 @@ class Form:
         names: Collection[str] | None = None,
         extras: Mapping[str, Weights] | None = None,
         scalars: Mapping[str, tuple[float, float]] | None = None,
+        own_start: bool = False,
     ) -> Form:
         """The form around the server's own arrays.
 
@@ -68,12 +71,14 @@ class Form:
             names: of the arrays that must come back; None is all.
             extras: by group, arrays like which those of the clients must be.
             scalars: see the attribute.
+            own_start: see the attribute.
         """
         kept = weights if names is None else {name: weights[name] for name in weights if name in names}
         return Form(
             weights={name: Kind.of(array) for name, array in kept.items()},
             extras={group: {name: Kind.of(array) for name, array in arrays.items()} for group, arrays in (extras or {}).items()},
             scalars=dict(scalars or {}),
+            own_start=own_start,
         )
 
     @property

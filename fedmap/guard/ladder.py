@@ -121,10 +121,13 @@ class Ladder:
         received = digest_of(self.broadcast.weights)
         changed = {k: self._measured[k][""].digest for k in left if not self._measured[k][""].unchanged}
         if self.defence.replay == "reject":
-            refuse(comparing.replays(changed, left, received, self.state), Reason.REPLAY)
-        if self.defence.direction == "reject":
+            refuse(comparing.replays(changed, left, received, self.state, own_start=self.form.own_start), Reason.REPLAY)
+        standing: dict[int, float] = {}
+        if self.defence.direction == "reject" and not self.form.own_start:
             parameters = [name for name in self.form.weights if name not in self.buffers]
-            refuse(comparing.against_the_others(left, self.broadcast.weights, parameters, self.defence.direction_limit), Reason.DIRECTION)
+            lengths = [norms[client_id][""] for client_id in left]
+            standing = comparing.directions(left, self.broadcast.weights, parameters, self.state.directions, lengths)
+            refuse(comparing.against_the_others(standing, self.defence.direction_limit), Reason.DIRECTION)
         for client_id, found in large.items():
             if client_id in left:
                 left[client_id] = comparing.scaled(left[client_id], found.scales, self.broadcast.weights, self.buffers)
@@ -135,6 +138,7 @@ class Ladder:
             {client_id: changed[client_id] for client_id in left if client_id in changed},
             comparing.usual_norms(norms[client_id] for client_id in left),
             {client_id: self.rows.get(client_id, update.num_examples) for client_id, update in left.items()},
+            standing,
         )
         return Settled(tuple(left.values()), tuple(refused), {k: own for k, own in remarks.items() if own}, state)
 

@@ -22,8 +22,8 @@ class Defence:
             refuses it, "off" lets it pass.
         norm_factor: see `norm`, >= 1.
         replay: whether an update that has been counted already is refused.
-        direction: whether a change against those of the others is refused.
-        direction_limit: the cosine between a client's change and the mean direction of the others below which it is, in [-1, 0].
+        direction: whether clients are refused whose changes point away from the others', where at least five answer.
+        direction_limit: how far: cosines with the others' mean direction, summed over rounds, below which it happens; < 0.
     """
 
     max_bytes: int | None = None
@@ -33,8 +33,8 @@ class Defence:
     norm: str = "clip"
     norm_factor: float = 3.0
     replay: str = "reject"
-    direction: str = "off"
-    direction_limit: float = -0.1
+    direction: str = "reject"
+    direction_limit: float = -0.3
 
 
 OFF = Defence(norm="off", replay="off", direction="off")
