@@ -25,7 +25,8 @@ Array = npt.NDArray[np.generic]
 
 _BLOCK = 1 << 17  # elements NumPy works on at a time; fewer spend their time between its calls, more fall out of the cache
 _SHARE = 1 << 20  # elements a thread takes at a time where the kernel is compiled
-_WORTH = 1 << 25  # numbers to read from which on loading the compiler (half a second) pays within some rounds
+_WORTH = 1 << 25  # numbers to read from which on a caller waits for the compiled kernel, half a second, because it pays within some rounds
+_AHEAD = 1 << 22  # the same where nobody waits for it
 _COMPILED = "fedmap.compiled"
 
 _threads = 1
@@ -37,6 +38,11 @@ def set_threads(count: int) -> None:
         raise ValueError(f"threads={count}: expected at least 1")
     global _threads
     _threads = count
+
+
+def threads() -> int:
+    """How many threads an average uses in this process."""
+    return _threads
 
 
 def fold(
@@ -87,10 +93,17 @@ def fold(
     ]
 
 
-def prepare(numbers: int) -> None:
-    """Load the compiled kernel in the background if averages of so many numbers (clients times parameters) are to come and it pays."""
-    if _pays(numbers):
-        threading.Thread(target=importlib.import_module, args=(_COMPILED,), name="averaging-kernel", daemon=True).start()
+def prepare(numbers: int) -> threading.Thread | None:
+    """Load the compiled kernel in the background if averages of so many numbers, clients times parameters, are to come.
+
+    Returns:
+        The thread that loads it; None where there is nothing to do.
+    """
+    if _COMPILED in sys.modules or numbers < _AHEAD or not _installed():
+        return None
+    thread = threading.Thread(target=importlib.import_module, args=(_COMPILED,), name="averaging-kernel", daemon=True)
+    thread.start()
+    return thread
 
 
 def squares(left: Array, right: Array | None = None) -> float:
@@ -123,10 +136,12 @@ def _flat(array: Array) -> Array:
 
 
 def _pays(numbers: int) -> bool:
-    """Whether the compiled kernel is there already, or the work is worth loading it."""
-    if _COMPILED in sys.modules:
-        return True
-    return numbers >= _WORTH and importlib.util.find_spec("numba") is not None
+    """Whether the compiled kernel is there already, or the work is worth waiting for it."""
+    return _COMPILED in sys.modules or (numbers >= _WORTH and _installed())
+
+
+def _installed() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 def _share_out(size: int, step: int, worker: Callable[[], Callable[[int, int], None]]) -> None:
@@ -143,12 +158,12 @@ def _share_out(size: int, step: int, worker: Callable[[], Callable[[int, int], N
                 return
             work(low, min(low + step, size))
 
-    threads = min(_threads, -(-size // step))
-    if threads <= 1:
+    count = min(_threads, -(-size // step))
+    if count <= 1:
         run(0)
         return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, range(threads)))
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(run, range(count)))
 
 
 def _numpy_worker(
