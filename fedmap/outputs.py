@@ -36,10 +36,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from torch import nn
 
 from fedmap.errors import DataError
 from fedmap.files import plain, typed, unwritable, write_json, write_text
@@ -48,6 +47,9 @@ from fedmap.result_files import SCHEMA_VERSION, ResultFiles
 from fedmap.scoring import final_results as final_results  # a run ends with `run.finish(final_results(...))`
 from fedmap.tracking import Tracker, make_tracker
 from fedmap.versions import machine, versions
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SECRET = re.compile(r"(^|[_.-])(token|secrets?|passwords?|passwd|credentials?|(api|access|private|secret)_?keys?)($|[_.-])")
 HIDDEN = "***"
