@@ -109,11 +109,12 @@ class Gatekeeper:
     Attributes:
         app: Flower's application.
         state: Flower's.
+        nodes: whose keys are accepted.
         control_port: the port of the socket for this machine, where everything passes.
     """
 
-    def __init__(self, app: Application, state: LinkState, control_port: int) -> None:
-        self.app, self.state, self.control_port = app, state, control_port
+    def __init__(self, app: Application, nodes: Nodes, control_port: int) -> None:
+        self.app, self.state, self.nodes, self.control_port = app, nodes.state, nodes, control_port
 
     async def __call__(self, scope: Scope, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
         """Answer what may not pass; hand on the rest."""
@@ -194,7 +195,7 @@ def make_link(folder: AccessFolder, control_port: int, nodes_file: Path) -> Gate
     nodes = Nodes(state, folder, nodes_file)
     nodes.refresh()
     nodes.watch()
-    return Gatekeeper(app, state, control_port)
+    return Gatekeeper(app, nodes, control_port)
 
 
 async def _answer(send: Callable[[Any], Awaitable[None]], status: int, detail: str) -> None:
