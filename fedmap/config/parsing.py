@@ -15,6 +15,7 @@ from fedmap.config.naming import problem_of_name
 from fedmap.config.typed import ClientConfig, RunConfig, RuntimeConfig, SecurityConfig, ServiceConfig, TrainingConfig
 from fedmap.errors import ConfigError, StorageError
 from fedmap.guard.options import DIRECTIONS, NORMS, REPLAYS, Defence
+from fedmap.privacy.settings import NO_PRIVACY, OPTIONS, Privacy
 
 
 class _Reader:
@@ -154,6 +155,7 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         strategy=read.target("server.strategy"),
         tracking=read.node("tracking") or {},
         compression=_compression(read) if "compression" in tree else Compression(),
+        privacy=_privacy(read) if "privacy" in tree else NO_PRIVACY,
         defence=_defence(read) if "defence" in tree else Defence(),
         after_round=str(after_round) if after_round else None,
         name=read.name("name"),
@@ -192,6 +194,16 @@ def _security(read: _Reader) -> SecurityConfig:
     folder = read.text("security.folder") if given.get("folder") is not None else None
     app = read.text("security.app", ("same", "server")) if "app" in given else "server"  # runs from before these keys have neither
     return SecurityConfig(insecure, folder, app)
+
+
+def _privacy(read: _Reader) -> Privacy:
+    return Privacy(
+        name=read.text("privacy.name", OPTIONS),
+        max_norm=read.number("privacy.max_norm", 1e-9),
+        noise_multiplier=read.number("privacy.noise_multiplier", 1e-3, 1e6),
+        delta=read.number("privacy.delta", 1e-30, 0.5),
+        noise_seed=read.optional_integer("privacy.noise_seed", 0),
+    )
 
 
 def _compression(read: _Reader) -> Compression:

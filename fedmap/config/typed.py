@@ -8,6 +8,7 @@ from typing import Any
 
 from fedmap.compression import Compression
 from fedmap.guard.options import Defence
+from fedmap.privacy import Privacy
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class RunConfig:
     strategy: Mapping[str, Any]
     tracking: Mapping[str, Any]
     compression: Compression
+    privacy: Privacy
     defence: Defence
     after_round: str | None
     name: str | None
