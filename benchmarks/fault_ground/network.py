@@ -15,8 +15,8 @@ from benchmarks.fault_ground.proxy import Proxy
 from benchmarks.fault_ground.trial import Check, Trial, model_bits
 from fedmap.errors import FederationError
 
-_DEPLOYED = ("runtime=superlink", *(value for value in COMMON if not value.startswith(("runtime", "service", "dataset.num_clients"))))
-_GONE = "left before it answered|Node Unavailable|no answer within|stopped responding"
+DEPLOYED = ("runtime=superlink", *(value for value in COMMON if not value.startswith(("runtime", "service", "dataset.num_clients"))))
+_GONE = "left before it answered|Node Unavailable|no answer within|stopped responding|ended while it answered"
 
 
 def left_alone(place: Path, num_clients: int, num_rounds: int) -> tuple[str, float]:
@@ -35,7 +35,7 @@ def clients(place: Path) -> list[Trial]:
     path = write_plan(place / "plan.json", plan)
     own = ["dataset.num_clients=3", "num_clients=2", f"num_rounds={num_rounds}", f"runtime.round_seconds={seconds}", "runtime.quorum=0.3"]
     _, f1 = left_alone(place / "alone", 3, num_rounds)
-    with deployed(place, [*_DEPLOYED, *own, *overrides(path)]) as federation:
+    with deployed(place, [*DEPLOYED, *own, *overrides(path)]) as federation:
         problems: list[str] = []
         try:
             federation.server()
@@ -102,7 +102,7 @@ def network(place: Path, rng: random.Random) -> list[Trial]:
     own = ["dataset.num_clients=2", "num_clients=2", f"num_rounds={num_rounds}", "runtime.round_seconds=300"]
     bits, f1 = left_alone(place / "alone", 2, num_rounds)
     struck: list[tuple[str, str]] = []
-    with deployed(place, [*_DEPLOYED, *own]) as federation, Proxy(federation.port) as first, Proxy(federation.port) as second:
+    with deployed(place, [*DEPLOYED, *own]) as federation, Proxy(federation.port) as first, Proxy(federation.port) as second:
         problems: list[str] = []
         try:
             first.latency = second.latency = 0.05
@@ -159,7 +159,7 @@ def servers(place: Path, rng: random.Random) -> list[Trial]:
     own = ["dataset.num_clients=2", "num_clients=2", f"num_rounds={num_rounds}"]
     bits, _ = left_alone(place / "alone", 2, num_rounds)
     struck: list[tuple[str, str]] = []
-    with deployed(place, [*_DEPLOYED, *own]) as federation:
+    with deployed(place, [*DEPLOYED, *own]) as federation:
         problems: list[str] = []
         try:
             federation.server()
