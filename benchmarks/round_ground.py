@@ -120,14 +120,25 @@ class Ground:
         }
 
 
-def make_data(root: Path, clients: int, seed: int, data: Path | None) -> None:
-    """Deal movies to clients, 200 rows each, and to the server; made-up ones with posters of 185 x 278 pixels, or a sample of real ones."""
-    total = clients * sum(ROWS.values()) + 2 * SERVER_ROWS
+def make_data(
+    root: Path, clients: int, seed: int, data: Path | None, rows: Mapping[str, int] = ROWS, server_rows: int = SERVER_ROWS
+) -> None:
+    """Deal movies to clients and to the server; made-up ones with posters of 185 x 278 pixels, or a sample of real ones.
+
+    Args:
+        root: where the data set goes.
+        clients: how many.
+        seed: of the movies.
+        data: a folder with movies.csv and posters/; None makes movies up.
+        rows: of each client's splits.
+        server_rows: of each of the server's.
+    """
+    total = clients * sum(rows.values()) + 2 * server_rows
     source: dict[str, Any] = {"source": "synthetic", "num_movies": total, "poster_size": (185, 278)}
     if data is not None:
         source = {"path": str(data), "labels": "found", "limit": total}
-    shares = tuple(count / sum(ROWS.values()) for count in ROWS.values())
-    server = {"server_val": SERVER_ROWS / total, "server_test": SERVER_ROWS / total}
+    shares = tuple(count / sum(rows.values()) for count in rows.values())
+    server = {"server_val": server_rows / total, "server_test": server_rows / total}
     prepare(root=str(root), policy="iid", clients=clients, split=shares, plot=False, seed=seed, **server, **source)
 
 

@@ -65,7 +65,8 @@ class Timing:
         return float(average_precision_score(self.labels[:, present], self.logits[:, present], average="macro"))
 
 
-def _environment(**more: str) -> dict[str, str]:
+def environment_of(**more: str) -> dict[str, str]:
+    """This process's environment for a system's processes: one thread each, no network, no telemetry."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "FLWR_TELEMETRY_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
     return {**kept, **quiet, "HF_HUB_OFFLINE": "1", **more}
@@ -85,12 +86,12 @@ def run_peer(ground: Ground, folder: Path) -> Timing:
     settings = ground.settings(folder, free_port())
     file = folder / "settings.json"
     file.write_text(json.dumps(settings))
-    environment = _environment(PYTHONPATH=str(PROJECT))
+    environment = environment_of(PYTHONPATH=str(PROJECT))
     commands = {"server": [python, _APPLICATION, "server", file]}
     commands |= {f"client {k}": [python, _APPLICATION, "client", file, k] for k in range(ground.clients)}
 
     def moments() -> list[tuple[float, float]]:
-        marks = _lines(folder / "marks.jsonl")
+        marks = lines_of(folder / "marks.jsonl")
         at = {(m["what"], m["round"]): m["time"] for m in marks if m["who"] == "server"}
         return [(at["begin", k], at["end", k]) for k in range(1, ground.num_rounds + 1)]
 
@@ -101,7 +102,7 @@ def run_peer(ground: Ground, folder: Path) -> Timing:
     cpu, wall = _rounds(recorder, moments())
     scored = np.load(folder / "scores.npz")
     counts: dict[str, Mapping[str, int]] = {}
-    for mark in _lines(folder / "marks.jsonl"):
+    for mark in lines_of(folder / "marks.jsonl"):
         counts[f"{mark['who']} {mark['what']} {mark['round']}"] = mark["counts"]
     labels = scored["labels"].astype(np.uint8)
     return Timing(cpu, wall, recorder.readings[-1][1], scored["logits"], labels, _peaks(recorder), counts)
@@ -124,8 +125,8 @@ def run_ours(ground: Ground, folder: Path, superlink: bool) -> Timing:
         client = [sys.executable, PROJECT / "client_main.py", *common, address, "client.enabled=false"]
         for k in range(ground.clients):
             commands[f"client {k}"] = [*client, f"client_id={k}", f"hydra.run.dir={folder / f'client_{k}'}"]
-    recorder = _run(commands, folder, _environment(), lambda name: 0.0)
-    events = _lines(out / "events.jsonl")
+    recorder = _run(commands, folder, environment_of(), lambda name: 0.0)
+    events = lines_of(out / "events.jsonl")
     begun = {event["round_index"]: event["time"] for event in events if event["event"] == "clients"}
     ended = {event["record"]["round_index"]: event["time"] for event in events if event["event"] == "round"}
     cpu, wall = _rounds(recorder, [(begun[k], ended[k]) for k in sorted(begun)])
@@ -186,5 +187,6 @@ def _peaks(recorder: Recorder) -> dict[str, float]:
     return found
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """A file of one JSON object per line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -12,7 +12,6 @@ There is none for clients that client_main.py did not start, nor on Windows: the
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -67,18 +66,18 @@ def _socket(context: Context) -> Path | None:
 def _connected(place: Path) -> Iterator[tuple[Connection, int]]:
     """A connection to the resident of this code, started if need be, and its process's number."""
     end = time.monotonic() + _START_SECONDS
-    process: subprocess.Popen[bytes] | None = None
+    started: int | None = None
     while True:
         try:
             pipe: Connection = Client(str(place), "AF_UNIX")
             code, pid = pipe.recv()
         except (OSError, EOFError):
-            if process is not None and process.poll() is not None:
-                raise FederationError(f"the client's process ended with exit code {process.returncode} as it started") from None
+            if started is not None and (code := _ended(started)) is not None:
+                raise FederationError(f"the client's process ended with exit code {code} as it started") from None
             if time.monotonic() > end:
                 raise FederationError(f"the client's process does not answer at {place} within {_START_SECONDS:g} s") from None
-            if process is None:
-                process = _start(place)
+            if started is None:
+                started = _start(place)
             time.sleep(0.02)
             continue
         if code == str(_CODE):
@@ -90,11 +89,17 @@ def _connected(place: Path) -> Iterator[tuple[Connection, int]]:
         yield pipe, pid
 
 
-def _start(place: Path) -> subprocess.Popen[bytes]:
+def _start(place: Path) -> int:
     place.unlink(missing_ok=True)  # of one that was killed
     path = os.pathsep.join(part for part in (str(_CODE), os.environ.get("PYTHONPATH", "")) if part)
     command = [sys.executable, "-P", "-m", "fedmap.flower.resident", str(place)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": path})
+    nothing = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+    return os.posix_spawn(sys.executable, command, {**os.environ, "PYTHONPATH": path}, file_actions=nothing)  # it outlives this process
+
+
+def _ended(pid: int) -> int | None:
+    done, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if done else None
 
 
 def serve(place: Path) -> None:
