@@ -20,7 +20,7 @@ results.json (schema_version 1) is `fedmap.history.RunHistory` as an object, fie
                     diagnostics, notes, label_f1 (by label, on the validation split, at tuned thresholds)};
                     scores are null or {micro_f1, macro_f1, weighted_f1, samples_f1, num_samples, loss};
                     a client is {client_id, status, reason, weight, num_examples, num_steps, signals, scores, scalars, seconds,
-                    bytes_up, bytes_down}; signals are those of `fedmap.records.ClientSignals`
+                    bytes_up, bytes_down, code, remarks {code: sentence}}; codes are those of `fedmap.reasons`, and signals those of `fedmap.records.ClientSignals`
     final           null until the end, then {chosen_round, validation, test, test_tuned, thresholds {label: t}, labels
                     [{label, support, precision, recall, f1, threshold}], clients {id: scores}}
 

@@ -9,7 +9,7 @@ Every event has its kind under "event" and the unix seconds under "time". A line
     resumed     round_index: the run goes on after this round
     clients     round_index, client_ids: who trains in this round
     client      client_id, round_index, num_examples, num_steps, signals: an update was accepted
-    lost        round_index, client_id, status, reason: an answer did not come, or was not used
+    lost        round_index, client_id, status, code, reason: an answer did not come, or was not used; also after its "client"
     round       record: a round has ended, see `fedmap.history.RoundRecord`
     note        text: a sentence for people
     finished    all results are written
@@ -105,7 +105,7 @@ class EventProgress(Progress):
 
     def client_lost(self, round_index: int, record: ClientRecord) -> None:
         """See `Progress`."""
-        self.emit("lost", round_index=round_index, client_id=record.client_id, status=record.status, reason=record.reason)
+        self.emit("lost", round_index=round_index, client_id=record.client_id, status=record.status, code=record.code, reason=record.reason)
 
     def round_done(self, record: RoundRecord) -> None:
         """See `Progress`."""
@@ -183,7 +183,7 @@ def show(event: Mapping[str, Any], progress: Progress) -> None:
         values = {key: value for key, value in event.items() if key not in ("event", "time", "signals")}
         progress.client_done(ClientUpdate(weights={}, signals=typed(ClientSignals, event["signals"], "signals"), **values))
     elif kind == "lost":
-        record = ClientRecord(client_id=event["client_id"], status=event["status"], reason=event["reason"])
+        record = ClientRecord(client_id=event["client_id"], status=event["status"], reason=event["reason"], code=event.get("code", ""))
         progress.client_lost(event["round_index"], record)
     elif kind == "round":
         progress.round_done(typed(RoundRecord, event["record"], "record"))

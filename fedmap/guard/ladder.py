@@ -24,6 +24,8 @@ from fedmap.guard.state import GuardState
 from fedmap.reasons import Reason
 from fedmap.records import Broadcast, ClientUpdate
 
+_MOST_NAMES, _LONGEST_NAME = 256, 128  # of a client's own numbers
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -96,6 +98,7 @@ class Ladder:
             group: measure(whose, arrays, None if group else self.broadcast.weights, self.buffers)
             for group, (whose, arrays) in groups.items()
         }
+        _check_names(who, update)
         self._check_scalars(who, update)
         self._check_examples(who, update)
         self._check_steps(who, update)
@@ -186,6 +189,19 @@ class Ladder:
                 f"{self.defence.max_passes:g} a row (defence.max_passes)",
                 Reason.STEPS,
             )
+
+
+def _check_names(who: str, update: ClientUpdate) -> None:
+    """Whatever a client names becomes a column of tables and a line of pages."""
+    named = (update.scalars, update.seconds, update.counts, update.signals.custom, update.signals.modality_shares)
+    names = [name for values in named for name in values]
+    longest = max(map(len, names), default=0)
+    if len(names) > _MOST_NAMES or longest > _LONGEST_NAME:
+        raise UpdateError(
+            f"{who} sent {len(names)} named numbers, the longest name having {longest} letters; expected at most {_MOST_NAMES} with "
+            f"{_LONGEST_NAME} letters",
+            Reason.SIZE,
+        )
 
 
 def climb(ladder: Ladder, updates: Iterable[ClientUpdate]) -> Settled:

@@ -11,7 +11,7 @@ from fedmap.files import write_text
 from fedmap.history import FinalResults, RunHistory
 from fedmap.outputs import read_history
 from fedmap.report.card import write_cards
-from fedmap.report.page import write_page
+from fedmap.report.page import client_lines, write_page
 from fedmap.report.plots import write_plots
 from fedmap.report.tables import Table, client_table, comparison_table, label_table, print_tables, rounds_table, summary_table
 
@@ -27,12 +27,7 @@ def write_report(folder: Path) -> Path:
         if table.rows:
             parts += [f"## {table.title}", table.markdown()]
     notes = [f"- round {record.round_index}: {note}" for record in history.rounds for note in record.notes]
-    lost = [
-        f"- round {record.round_index}: client {client.client_id} {client.status}: {client.reason}"
-        for record in history.rounds
-        for client in record.clients
-        if client.status != "ok"
-    ]
+    lost = [f"- {line}" for line in client_lines(history)]
     if notes or lost:
         parts += ["## Notes", "\n".join([*notes, *lost])]
     write_text(folder / "report.md", "\n\n".join(parts) + "\n")

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedmap.errors import DataError
 from fedmap.files import write_text
-from fedmap.history import RunHistory
+from fedmap.history import OK, RunHistory
 from fedmap.outputs import read_history
 from fedmap.progress import duration
 from fedmap.report.plots import write_plots
@@ -144,14 +144,21 @@ def _figures(plots: Sequence[Path]) -> str:
 
 def _notes(history: RunHistory) -> str:
     lines = [f"round {record.round_index}: {note}" for record in history.rounds for note in record.notes]
-    lines += [
-        f"round {record.round_index}: client {client.client_id} {client.status}: {client.reason}"
-        for record in history.rounds
-        for client in record.clients
-        if client.status != "ok"
-    ]
+    lines += client_lines(history)
     listed = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f"<section><h2>Notes</h2><ul>{listed}</ul></section>" if lines else ""
+
+
+def client_lines(history: RunHistory) -> list[str]:
+    """A line for each update that was not used, and for each that was not used as it came."""
+    lines = []
+    for record in history.rounds:
+        for client in record.clients:
+            who = f"round {record.round_index}: client {client.client_id}"
+            if client.status != OK:
+                lines.append(f"{who} {client.status}{f' ({client.code})' if client.code else ''}: {client.reason}")
+            lines += [f"{who} ({code}): {remark}" for code, remark in client.remarks.items()]
+    return lines
 
 
 def _repeat(tree: Mapping[str, Any]) -> str:

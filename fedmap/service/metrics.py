@@ -13,6 +13,11 @@ from prometheus_client.registry import Collector
 from fedmap.service.runs import Runs
 from fedmap.service.schemas import Status
 
+_REASONS = {
+    "rejected": "updates that were refused in all rounds so far",
+    "failed": "updates that did not come in all rounds so far",
+    "marked": "updates in all rounds so far that were used, but not believed (signal) or not taken whole (norm)",
+}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "OPTIONS")
 
 
@@ -63,6 +68,11 @@ def _newest(newest: dict[str, dict[str, float]]) -> Iterator[Metric]:
     for status, value in newest.get("clients", {}).items():
         clients.add_metric([status], value)
     yield clients
+    for name, what in _REASONS.items():
+        counted = CounterMetricFamily(f"fedmap_updates_{name}", what, labels=["reason"])
+        for code, value in newest.get(name, {}).items():
+            counted.add_metric([code], value)
+        yield counted
     sent = CounterMetricFamily("fedmap_model_bytes", "sent in all rounds so far", labels=["direction"])
     for direction, value in newest.get("bytes", {}).items():
         sent.add_metric([direction], value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,6 +146,9 @@ def _newest(rounds: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     clients = {status: sum(c["status"] == status for c in record["clients"]) for status in ("ok", "failed", "rejected")}
     sent = {way: sum(c[f"bytes_{way}"] or 0 for r in rounds for c in r["clients"]) for way in ("up", "down")}
     numbers = {name: record[name] or {} for name in ("validation", "test", "seconds")} | {"clients": clients, "bytes": sent}
+    for status in ("failed", "rejected"):
+        numbers[status] = Counter(c.get("code") or "unknown" for r in rounds for c in r["clients"] if c["status"] == status)
+    numbers["marked"] = Counter(code for r in rounds for c in r["clients"] for code in c.get("remarks") or {})
     return {name: {key: float(v) for key, v in values.items() if v is not None} for name, values in numbers.items()}
 
 

@@ -88,7 +88,9 @@ class ClientStanding(BaseModel):
     used: int = Field(description="how often its update was used")
     last_round: int
     status: Literal["ok", "failed", "rejected"]
+    code: str = Field(description="why, as a word of fedmap.reasons; empty where it is ok")
     reason: str
+    remarks: dict[str, str] = Field(description="by code, what was found of an update that was used all the same")
     weight: float | None
     num_examples: int | None
     signals: dict[str, Any]

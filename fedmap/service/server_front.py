@@ -200,6 +200,8 @@ def _clients(results: dict[str, Any]) -> list[dict[str, Any]]:
             old = found.get(client["client_id"], {"rounds": 0, "used": 0})
             found[client["client_id"]] = {
                 **{name: client.get(name) for name in ("client_id", "status", "reason", "weight", "num_examples", "signals")},
+                "code": client.get("code") or "",
+                "remarks": client.get("remarks") or {},
                 "rounds": old["rounds"] + 1,
                 "used": old["used"] + (client["status"] == "ok"),
                 "last_round": record["round_index"],

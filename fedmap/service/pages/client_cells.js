@@ -9,6 +9,7 @@ const WORD = {
   training: "training",
   failed: "failed",
   rejected: "rejected",
+  marked: "used, with a remark",
   joined: "joined",
   idle: "not asked",
 };
@@ -94,8 +95,8 @@ export function details(client) {
       : []),
   ];
   const reasons = new Map(); // sentence -> rounds
-  for (const { round, status, reason } of client.problems) {
-    const sentence = `${status}: ${reason}`;
+  for (const { round, status, code, reason } of client.problems) {
+    const sentence = `${status}${code ? ` (${code})` : ""}: ${reason}`;
     reasons.set(sentence, [...(reasons.get(sentence) ?? []), round]);
   }
   return [

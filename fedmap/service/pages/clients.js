@@ -91,7 +91,7 @@ export class Clients {
         (!wanted ||
           String(client.id) === wanted ||
           `client ${client.id}` === wanted ||
-          client.problems.some((p) => p.reason.toLowerCase().includes(wanted))) &&
+          client.problems.some((p) => `${p.code} ${p.reason}`.toLowerCase().includes(wanted))) &&
         (!show || (show === "left-out" ? client.problems.length : show === "ok" ? client.record?.status === "ok" : client.status === show)),
     );
     const { sort } = COLUMNS.find((column) => column.key === this.order.key);
@@ -220,7 +220,7 @@ export class Clients {
         : null;
     place.replaceChildren(
       ...[
-        h("h3", null, "Updates that were left out, and why"),
+        h("h3", null, "Updates that were left out or not used as they came, and why"),
         h(
           "div",
           { class: "scroll tall", tabindex: 0, role: "region", "aria-label": "Updates that were left out" },
@@ -234,7 +234,7 @@ export class Clients {
               h(
                 "tr",
                 null,
-                ["Client", "State", "Rounds", "Reason"].map((name) => h("th", { scope: "col" }, name)),
+                ["Client", "State", "Rounds", "Code", "Reason"].map((name) => h("th", { scope: "col" }, name)),
               ),
             ),
             h(
@@ -247,6 +247,7 @@ export class Clients {
                   h("th", { scope: "row" }, `client ${p.client}`),
                   h("td", null, pill(p.status)),
                   h("td", null, spans(p.rounds)),
+                  h("td", null, p.code ? h("code", null, p.code) : "–"),
                   h("td", { class: "reason" }, p.reason || "no reason was given"),
                 ),
               ),

@@ -32,6 +32,11 @@ export function bestOf(rounds) {
   });
 }
 
+const problemOf = ({ status, code, reason }) => ({ status, code: code ?? "", reason });
+
+/** What was found of an update that was used all the same. */
+const marksOf = (record) => Object.entries(record.remarks ?? {}).map(([code, reason]) => ({ status: "marked", code, reason }));
+
 export class Run {
   constructor(document) {
     this.notes = []; // {time, round, text}
@@ -96,7 +101,10 @@ export class Run {
       if (event.round_index === this.present) this.answers.set(event.client_id, event);
       this.#seen(event.client_id, time);
     } else if (kind === "lost") {
-      if (event.round_index === this.present) this.lost.set(event.client_id, event);
+      if (event.round_index === this.present) {
+        this.lost.set(event.client_id, event);
+        this.answers.delete(event.client_id); // refused when all were compared
+      }
     } else if (kind === "round") {
       if (!old) this.rounds = [...this.rounds.filter((one) => one.round_index < event.record.round_index), event.record];
       this.told = event.record.round_index;
@@ -178,8 +186,9 @@ export class Run {
           client.lastRecord = record;
           if (known(record.weight)) client.weights.push(record.weight);
         } else {
-          client.problems.push({ round: round.round_index, status: record.status, reason: record.reason });
+          client.problems.push({ round: round.round_index, ...problemOf(record) });
         }
+        for (const mark of marksOf(record)) client.problems.push({ round: round.round_index, ...mark });
       }
     }
     for (const id of [...this.asked, ...this.joined]) get(id);
@@ -206,15 +215,17 @@ export class Run {
       });
   }
 
-  /** Updates that were left out, one entry per client and reason with the rounds, the latest first. */
+  /** Updates that were left out, or not used as they came: one entry per client and reason with the rounds, the latest first. */
   problems() {
     const found = new Map();
     for (const round of this.rounds) {
-      for (const { client_id: client, status, reason } of round.clients) {
-        if (status === "ok") continue;
-        const key = JSON.stringify([client, status, reason]);
-        if (!found.has(key)) found.set(key, { client, status, reason, rounds: [] });
-        found.get(key).rounds.push(round.round_index);
+      for (const record of round.clients) {
+        const client = record.client_id;
+        for (const problem of [...(record.status === "ok" ? [] : [problemOf(record)]), ...marksOf(record)]) {
+          const key = JSON.stringify([client, problem.status, problem.code, problem.reason]);
+          if (!found.has(key)) found.set(key, { client, ...problem, rounds: [] });
+          found.get(key).rounds.push(round.round_index);
+        }
       }
     }
     return [...found.values()].sort((a, b) => b.rounds.at(-1) - a.rounds.at(-1) || a.client - b.client);

@@ -138,7 +138,10 @@ export class Notes {
       run.rounds.flatMap((record) =>
         record.clients
           .filter((client) => client.status !== "ok")
-          .map((client) => `client ${client.client_id} is left out of round ${record.round_index}: ${client.reason}`),
+          .map((client) => {
+            const code = client.status === "rejected" && client.code ? ` (${client.code})` : "";
+            return `client ${client.client_id} is left out of round ${record.round_index}${code}: ${client.reason}`;
+          }),
       ),
     ); // which stand among the clients
     const extra = run.notes.filter((note) => !known.has(note.text) && !lost.has(note.text));
