@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from fedmap.data.base import Split
+from fedmap.errors import ConfigError
+from fedmap.local.private import PrivateRound, check_model_for
 from fedmap.local.rules import LocalRule, Memory, make_rule
 from fedmap.local.tensors import layout_of, set_weights
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate, progress_of, train
+from fedmap.privacy import NO_PRIVACY, Privacy
 from fedmap.randomness import generator, torch_seed
 from fedmap.records import Broadcast, ClientSignals, ClientUpdate
 from fedmap.signals import diversity, label_imbalance, modality_shares
@@ -30,6 +33,8 @@ class LocalClient:
         seed: the federation's seed.
         modality_names: the federation's modalities.
         after_round: a hook that may change or add to the update before it is sent (see flclient_patch.py).
+        privacy: what is done to the update after that.
+        secret: of this client and run; what privacy draws from.
     """
 
     client_id: int
@@ -39,6 +44,8 @@ class LocalClient:
     seed: int
     modality_names: Sequence[str] = ()
     after_round: Callable[[ClientUpdate], ClientUpdate] | None = None
+    privacy: Privacy = NO_PRIVACY
+    secret: bytes = b""
 
     def train_round(
         self, broadcast: Broadcast, memory: Memory, on_step: Callable[[int, float], None] | None = None
@@ -52,11 +59,13 @@ class LocalClient:
         before = evaluate(self.model, val_split, self.options)
         evaluated = time.perf_counter()
         place = {"round_index": broadcast.round_index, "client_id": self.client_id}
+        private = self._private(broadcast)
+        steps = private.steps() if private else None
         with torch_seed(self.seed, purpose="train", **place):
-            result = train(self.model, train_split, self.options, rule, generator(self.seed, purpose="batches", **place), on_step)
+            result = train(self.model, train_split, self.options, rule, generator(self.seed, purpose="batches", **place), on_step, steps)
         trained = time.perf_counter()
         after = evaluate(self.model, val_split, self.options)
-        outcome = rule.finish(self.model, progress_of(self.model, train_split, self.options, result))
+        outcome = rule.finish(self.model, progress_of(self.model, train_split, self.options, result, private=steps is not None))
         shares, complete = modality_shares(train_split, self.modality_names)
         has_validation = len(val_split) > 0
         signals = ClientSignals(
@@ -84,10 +93,23 @@ class LocalClient:
             counts={"val-before": before.counts, "val-after": after.counts},
             seconds={"train": trained - evaluated, "evaluate": (evaluated - started) + (finished - trained)},
         )
-        return (self.after_round(update) if self.after_round else update), outcome.memory
+        update = self.after_round(update) if self.after_round else update
+        return (private.sent(update, outcome.extras, outcome.scalars) if private else update), outcome.memory
+
+    def _private(self, broadcast: Broadcast) -> PrivateRound | None:
+        if not self.privacy.wanted:
+            return None
+        check_model_for(self.privacy, self.model)
+        return PrivateRound(self.privacy, self.secret, broadcast, self.client_id, repr(self.options))
 
     def evaluate_round(self, broadcast: Broadcast, memory: Memory, split: str = "test") -> Evaluation:
-        """Score the model this client uses (the global one, or its own under a personalised rule) on one split."""
+        """Score the model this client uses (the global one, or its own under a personalised rule) on one split.
+
+        Raises:
+            ConfigError: the scores would be sent, and this client's rows are private.
+        """
+        if self.privacy.wanted:
+            raise ConfigError(f"privacy={self.privacy.name}: scores on this client's own rows are not told")
         rule: LocalRule = make_rule(broadcast.rule)
         set_weights(self.model, broadcast.weights)
         rule.load_for_evaluation(self.model, memory)

@@ -16,8 +16,10 @@ from torch import nn
 from fedmap.data.base import Batch, Split
 from fedmap.errors import ConfigError, DataError
 from fedmap.local import steps
+from fedmap.local.private import ASKS_FOR_ROWS
 from fedmap.local.rules import LocalRule, Progress
 from fedmap.metrics import MultilabelCounts
+from fedmap.privacy.mechanism import PrivateSteps, expected_rows, steps_per_round
 
 LossFunction = Callable[[torch.Tensor, Batch], torch.Tensor]
 
@@ -116,6 +118,11 @@ def _batches(split: Split, options: TrainingOptions, rng: np.random.Generator) -
             yield rows
 
 
+def _drawn(split: Split, options: TrainingOptions, private: PrivateSteps) -> Iterator[npt.NDArray[np.int64]]:
+    steps = steps_per_round(len(split), options.batch_size, options.num_epochs, options.num_updates)
+    return private.batches(len(split), options.batch_size, steps)
+
+
 def make_optimizer(model: nn.Module, options: TrainingOptions) -> torch.optim.Optimizer:
     """The optimiser over the trainable parameters; a model's `parameter_groups(options)` may set rates per group."""
     own = getattr(model, "parameter_groups", None)
@@ -141,6 +148,7 @@ def train(
     rule: LocalRule,
     rng: np.random.Generator,
     on_step: Callable[[int, float], None] | None = None,
+    private: PrivateSteps | None = None,
 ) -> TrainingResult:
     """Train the model in place on a split for one round.
 
@@ -151,6 +159,8 @@ def train(
         rule: already started.
         rng: orders the rows. Dropout draws from torch's global generator; see `fedmap.randomness.torch_seed`.
         on_step: called after each step with (steps so far, this step's loss).
+        private: draws the rows and makes each step's gradient instead; `options.clip_norm` is not used then, since each row's
+            gradient has been clipped.
 
     Raises:
         DataError: the split is empty.
@@ -162,34 +172,45 @@ def train(
     loss_function = loss_of(model)
     optimizer = make_optimizer(model, options)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    limit = options.clip_norm if options.clip_norm > 0 else math.inf
+    limit = options.clip_norm if options.clip_norm > 0 and private is None else math.inf
     mixed = options.amp and options.device != "cpu"
     model.train()
     losses, norms = 0.0, 0.0
     count = 0
-    for rows in _batches(split, options, rng):
+
+    def loss_of_rows(rows: npt.NDArray[np.int64]) -> torch.Tensor:
         batch = to_device(split.batch(rows), options.device)
-        optimizer.zero_grad()
         with torch.autocast(options.device.partition(":")[0], torch.bfloat16) if mixed else nullcontext():
-            loss = loss_function(model(batch), batch)
-        penalty = rule.penalty(model)
-        total: torch.Tensor = loss if penalty is None else loss + penalty
-        total.backward()  # type: ignore[no-untyped-call]
+            return loss_function(model(batch), batch)
+
+    for rows in _batches(split, options, rng) if private is None else _drawn(split, options, private):
+        optimizer.zero_grad()
+        if private is None:
+            loss = loss_of_rows(rows)
+            penalty = rule.penalty(model)
+            total: torch.Tensor = loss if penalty is None else loss + penalty
+            total.backward()  # type: ignore[no-untyped-call]
+            value = loss.item()
+        else:
+            value = private.gradient(parameters, rows, expected_rows(len(split), options.batch_size), loss_of_rows)
+            if (penalty := rule.penalty(model)) is not None:  # of the model, not of the rows
+                penalty.backward()  # type: ignore[no-untyped-call]
         rule.correct_gradients(model)
         norms += steps.clip_gradients(parameters, limit)
         optimizer.step()
         count += 1
-        value = loss.item()
         losses += value
         if on_step is not None:
             on_step(count, value)
     return TrainingResult(num_steps=count, loss=losses / count, gradient_norm=norms / count)
 
 
-def progress_of(model: nn.Module, split: Split, options: TrainingOptions, result: TrainingResult) -> Progress:
-    """What a rule's `finish` may ask for; the passes over the data happen only when it does."""
+def progress_of(model: nn.Module, split: Split, options: TrainingOptions, result: TrainingResult, *, private: bool = False) -> Progress:
+    """What a rule's `finish` may ask for; the passes over the data happen only when it does, and are refused where rows are private."""
 
     def passes() -> Iterator[tuple[torch.Tensor, float]]:
+        if private:
+            raise ConfigError(ASKS_FOR_ROWS)
         loss_function = loss_of(model)
         for start in range(0, len(split), options.batch_size):
             rows = np.arange(start, min(start + options.batch_size, len(split)))

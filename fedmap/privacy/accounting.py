@@ -9,9 +9,12 @@ client: two data sets of a client are neighbours whatever they hold, so that two
 
 from __future__ import annotations
 
+import functools
+import logging
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedmap.errors import ConfigError
 from fedmap.privacy.mechanism import sampling_rate, steps_per_round
@@ -61,14 +64,24 @@ def largest_epsilon(privacy: Privacy, training: Training, rounds: Mapping[int, i
 
 
 def _composed(noise_multiplier: float, sample_rate: float, steps: int, delta: float) -> float:
+    accountant = _accountant()()
+    accountant.history = [(noise_multiplier, sample_rate, steps)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the best order is the largest or smallest known one: the bound holds all the same
+        return float(accountant.get_epsilon(delta))
+
+
+@functools.cache
+def _accountant() -> Any:
+    """Opacus' class. The package configures the root logger when it is loaded; a handler that is there meanwhile keeps it from that."""
+    root, placeholder = logging.getLogger(), logging.NullHandler()
+    root.addHandler(placeholder)
     try:
         from opacus.accountants import RDPAccountant
     except ImportError as error:
         raise ConfigError(
             "privacy needs the accountant of Opacus: pip install --no-deps opacus==1.6.0 opt_einsum==3.4.0, or choose privacy=none"
         ) from error
-    accountant = RDPAccountant()
-    accountant.history = [(noise_multiplier, sample_rate, steps)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the best order is the largest or smallest known one: the bound holds all the same
-        return float(accountant.get_epsilon(delta))
+    finally:
+        root.removeHandler(placeholder)
+    return RDPAccountant

@@ -29,12 +29,14 @@ def private_weights(weights: Weights, received: Weights, privacy: Privacy, rng: 
         privacy: C and z.
         rng: for the noise.
     """
-    changes = {name: array.astype(np.float64) - received[name] for name, array in weights.items()}
+    changes = {name: array.astype(np.float64) - received[name].astype(np.float64) for name, array in weights.items()}
     norm = math.sqrt(sum(float(np.square(change).sum()) for change in changes.values()))
     scale = min(1.0, privacy.max_norm / norm) if norm > 0 else 1.0
     deviation = privacy.noise_multiplier * privacy.max_norm
     return {
-        name: np.asarray(received[name] + change * scale + rng.normal(scale=deviation, size=change.shape), dtype=weights[name].dtype)
+        name: np.asarray(
+            received[name].astype(np.float64) + change * scale + rng.normal(scale=deviation, size=change.shape), dtype=weights[name].dtype
+        )
         for name, change in changes.items()
     }
 
@@ -98,6 +100,11 @@ def clipped(gradients: list[torch.Tensor], max_norm: float) -> list[torch.Tensor
 def sampling_rate(num_rows: int, batch_size: int) -> float:
     """q: with which probability a row is in a step's batch."""
     return min(1.0, batch_size / num_rows)
+
+
+def expected_rows(num_rows: int, batch_size: int) -> float:
+    """q n: how many rows a step has on average."""
+    return sampling_rate(num_rows, batch_size) * num_rows
 
 
 def steps_per_round(num_rows: int, batch_size: int, num_epochs: int, num_updates: int | None) -> int:

@@ -84,6 +84,10 @@ class LocalRule:
     personal: bool = False
     starts_anew: bool = True
 
+    def asks_for_rows(self, broadcast: Broadcast) -> bool:
+        """Whether `finish` sends what it learns from further passes over the training rows, which privacy of rows does not cover."""
+        return False
+
     def check(self, options: TrainingOptions) -> None:
         """Called once after `start` to refuse training options the algorithm cannot work with, by raising a ConfigError."""
 

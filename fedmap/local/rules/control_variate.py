@@ -51,6 +51,10 @@ class ControlVariate(LocalRule):
         ]
         self.correction = torch._foreach_sub(self.server, self.own)
 
+    def asks_for_rows(self, broadcast: Broadcast) -> bool:
+        """Option I asks for the mean gradient."""
+        return str(broadcast.scalars.get("option", "II")) == "I"
+
     def check(self, options: TrainingOptions) -> None:
         """Refuse everything that makes (x - y) / (K eta_l) differ from the mean corrected gradient."""
         problems = []

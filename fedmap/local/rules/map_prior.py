@@ -60,6 +60,10 @@ class MapPrior(PersonalRule):
         if own:
             set_weights(model, own, partial=True)
 
+    def asks_for_rows(self, broadcast: Broadcast) -> bool:
+        """For the mean loss."""
+        return True
+
     def check(self, options: TrainingOptions) -> None:
         """Refuse a step size at which the prior alone makes plain SGD diverge: eta / sigma^2 >= 2 (1 + momentum)."""
         if options.optimizer != "sgd":
