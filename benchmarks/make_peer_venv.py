@@ -1,11 +1,10 @@
-"""Make the environment of the peer: `fedops`, whose published strategy is what `benchmarks.modality_aware` compares with.
+"""Make the environment of the peer: `fedops`, whose published strategy and application the benchmarks compare with.
 
     python -m benchmarks.make_peer_venv [--folder .peer/venv] [--torch-index URL]
 
 fedops 1.1.30.19 pins an older NumPy than this project, so that it gets a virtual environment of its own. The package
-itself is installed whole and unchanged, but of its 18 requirements only those that importing and running
-`fedops.server.fedmap.strategy` takes: 1 GB instead of 2.7 GB. Left out are the client's and the platform's
-(transformers, trl, peft, bitsandbytes, ray, wandb, ...), which no line of the strategy reaches.
+itself is installed whole and unchanged, but of its 18 requirements only those that its strategy, its server and its client
+reach when they run, with the versions that it pins: 1.2 GB instead of 2.7 GB. Left out are trl, bitsandbytes, ray, wandb and others.
 """
 
 from __future__ import annotations
@@ -28,11 +27,16 @@ NEEDED = (
     "requests",
     "boto3",
     "scikit-learn",
+    "transformers==4.43.1",
+    "peft==0.14.0",
+    "pydantic",
+    "pillow",
 )
+TORCHVISION = "torchvision==0.28.0"  # without its requirements: they would bring another build of torch
 CHECK = """
 import importlib.metadata as m
 from fedops.server.fedmap.strategy import ModalityAwareAggregation
-print(*(f"{p} {m.version(p)}" for p in ("fedops", "flwr", "numpy", "torch", "optuna")), sep=", ")
+print(*(f"{p} {m.version(p)}" for p in ("fedops", "flwr", "numpy", "torch", "optuna", "transformers")), sep=", ")
 """
 
 
@@ -52,7 +56,7 @@ def make(folder: Path, torch_index: str | None) -> str:
 
     pip(TORCH, *(["--index-url", torch_index] if torch_index else []))
     pip(*NEEDED)
-    pip("--no-deps", FEDOPS)
+    pip("--no-deps", FEDOPS, TORCHVISION)
     return subprocess.run([str(python), "-c", CHECK], check=True, capture_output=True, text=True).stdout.strip()
 
 
