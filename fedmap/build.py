@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +17,8 @@ from fedmap.data.base import FederatedData, Split
 from fedmap.errors import ConfigError, FederationError
 from fedmap.local.training import TrainingOptions
 from fedmap.randomness import torch_seed
+
+log = logging.getLogger("fedmap.build")
 
 
 def _instantiate(node: Mapping[str, Any], what: str, **extra: Any) -> Any:
@@ -74,6 +77,19 @@ def cache_dir(config: RunConfig) -> Path:
     """Where decoded images, token ids and features are kept."""
     chosen = config.dataset.get("cache_dir")
     return Path(chosen) if chosen else Path(config.dataset.get("root") or ".") / ".fedmap" / "cache"
+
+
+def prune_caches(config: RunConfig) -> None:
+    """Keep the cache within `cache_gb`, and say what was removed."""
+    from fedmap.data.cache import prune_cache
+
+    if removed := prune_cache(cache_dir(config), config.cache_gb * 1e9):
+        log.info(
+            "the cache %s was larger than cache_gb=%g: %d entries that were not used for longest are removed",
+            cache_dir(config),
+            config.cache_gb,
+            len(removed),
+        )
 
 
 def training_options(config: RunConfig) -> TrainingOptions:

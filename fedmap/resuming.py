@@ -19,6 +19,8 @@ FREE = (
     "name",
     "resume",
     "keep_checkpoints",
+    "keep_runs",
+    "cache_gb",
     "num_rounds",
     "client_id",
     "task_id",

@@ -6,7 +6,10 @@ each client must find its memory as it was before round r. How far back the serv
 
 from __future__ import annotations
 
+import contextlib
 import re
+import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from fedmap.errors import CheckpointError
 from fedmap.local.rules import Memory
 
 _NAME = re.compile(r"round_(\d+)\.memory")
+_RECENT_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,33 @@ class Memories:
 
     def _load(self, round_index: int) -> _Kept:
         return load_state(self._path(round_index), _Kept)
+
+
+def prune_runs(folder: Path, keep: int, current: str) -> list[str]:
+    """Remove clients' memories of old runs.
+
+    Args:
+        folder: with one folder for each run.
+        keep: how many runs stay, those used last; runs used within the last day stay in any case, they may be under way.
+        current: the run that is joined now, which stays.
+
+    Returns:
+        The runs whose memories are gone, the oldest first.
+    """
+    runs: list[tuple[float, str]] = []
+    for path in folder.iterdir() if folder.is_dir() else []:
+        with contextlib.suppress(OSError):  # another process has removed it
+            if path.name.startswith("."):  # half removed, by a process that was killed
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.is_dir():
+                runs.append((max(place.stat().st_mtime for place in (path, *path.iterdir())), path.name))
+    removed = []
+    for used, run_id in sorted(runs)[: max(len(runs) - keep, 0)]:
+        if run_id == current or time.time() - used < _RECENT_SECONDS:
+            continue
+        gone = folder / f".{run_id}"
+        with contextlib.suppress(OSError):
+            (folder / run_id).rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+            removed.append(run_id)
+    return removed

@@ -161,6 +161,8 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         name=read.name("name"),
         resume=read.text("resume") if "resume" in tree else "auto",
         keep_checkpoints=read.integer("keep_checkpoints", 0) if "keep_checkpoints" in tree else 2,
+        keep_runs=read.integer("keep_runs", 1) if "keep_runs" in tree else 50,
+        cache_gb=read.number("cache_gb", 0) if "cache_gb" in tree else 100.0,
         raw=tree,
     )
     if config.num_clients is not None and config.clients_per_round > config.num_clients:

@@ -110,4 +110,6 @@ class RunConfig:
     name: str | None
     resume: str
     keep_checkpoints: int
+    keep_runs: int
+    cache_gb: float
     raw: Mapping[str, Any]

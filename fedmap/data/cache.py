@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,8 @@ ArraySpec = tuple[tuple[int, ...], npt.DTypeLike]
 _HEADER = "header.json"
 _FORMAT = 1
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,180}")
+_RECENT_SECONDS = 3600.0
+_LEFT_SECONDS = 24 * 3600.0
 _EDGE = 1 << 16  # bytes at either end of a file that its checksum covers: reading all of 4 GB at each start would cost what the cache saves
 
 
@@ -97,6 +100,42 @@ def streamed_arrays(cache_dir: Path, key: str, arrays: Mapping[str, ArraySpec], 
                 array.flush()
 
     return _load_or_write(Path(cache_dir), key, write)
+
+
+def prune_cache(cache_dir: Path, most_bytes: float) -> list[str]:
+    """Remove what has not been used for longest until the rest fits, and what killed writers have left.
+
+    Whoever has arrays open keeps them: their place on the disk is free when they are closed. What was used in the last
+    hour stays, even if it is too much: a run that is under way would only compute it again.
+
+    Args:
+        cache_dir: folder of the cache; it need not exist.
+        most_bytes: for all arrays together.
+
+    Returns:
+        The keys of what was removed, the oldest first.
+    """
+    now = time.time()
+    entries: list[tuple[float, int, str]] = []
+    for path in sorted(cache_dir.iterdir()) if cache_dir.is_dir() else []:
+        with contextlib.suppress(OSError):  # another process has removed it
+            if path.name.startswith("."):
+                if path.name.endswith(".tmp") and now - path.stat().st_mtime > _LEFT_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
+            elif (header := path / _HEADER).exists():
+                entries.append((header.stat().st_mtime, sum(file.stat().st_size for file in path.iterdir()), path.name))
+    total = sum(size for _, size, _ in entries)
+    removed = []
+    for used, size, key in sorted(entries):
+        if total <= most_bytes or now - used < _RECENT_SECONDS:
+            break
+        gone = cache_dir / f".{key}.{uuid.uuid4().hex}.tmp"
+        with contextlib.suppress(OSError, DataError), _lock(cache_dir, key):
+            (cache_dir / key).rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+            removed.append(key)
+            total -= size
+    return removed
 
 
 def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
@@ -187,6 +226,8 @@ def _load(folder: Path) -> Arrays | None:
             if array.dtype.str != expected["dtype"] or list(array.shape) != expected["shape"]:
                 return None
             arrays[name] = array
+        with contextlib.suppress(OSError):  # a cache that may only be read is not pruned either
+            os.utime(folder / _HEADER)
         return arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
