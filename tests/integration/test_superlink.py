@@ -33,7 +33,8 @@ def stop_client_2(update):
 
 def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Place) -> None:
     federation = ["dataset.num_clients=2", "num_clients=2", "num_rounds=2", "num_epochs=2", "learning_rate=0.02"]
-    place.server(*federation, "service.port=0")
+    packed = ("compression=topk", "compression.smallest=16")  # which the clients learn from the server
+    place.server(*federation, *packed, "service.port=0")
     found = wait_for(lambda: re.search(r"the page of this run: (\S+)", place.said("server")), 60, place.everything_said)
     watcher = Watcher(f"{found[1]}/events")
     watcher.start()
@@ -48,13 +49,14 @@ def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Plac
     assert [kind for _, kind, _ in watcher.seen if kind in ("opened", "round", "finished")] == ["opened", *["round"] * 3, "finished"]
     assert place.left_behind() == []
     deployed = read_history(place.folder / "run")
-    local = run_locally(place.folder / "local", *federation)
+    local = run_locally(place.folder / "local", *federation, *packed)
     assert deployed.status == local.status == "finished"
     assert deployed.final is not None
     assert deployed.final == local.final
     for which in ("last", "best"):
         assert model_bytes(place.folder / "run", which) == model_bytes(place.folder / "local", which)
     for there, here in zip(deployed.rounds, local.rounds, strict=True):
+        assert [(c.bytes_up or 0) < (c.bytes_down or 0) / 3 for c in there.clients] == [True] * len(there.clients)
         assert (there.validation, there.test) == (here.validation, here.test)
         assert [(c.client_id, c.weight, c.signals) for c in there.clients] == [(c.client_id, c.weight, c.signals) for c in here.clients]
     for client_id in (0, 1):
