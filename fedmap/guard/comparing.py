@@ -138,14 +138,15 @@ def replays(
     first: dict[tuple[int, int], int] = {}
     for client_id, digest in sorted(digests.items()):
         before = [old for old in state.find(digest) if old.client_id != client_id or (old.received != received and not own_start)]
-        twin = first.setdefault(digest, client_id)
         if before:
             whose = "its own" if before[0].client_id == client_id else f"client {before[0].client_id}'s"
             yield (
                 client_id,
                 f"client {client_id}: its model is bit for bit {whose} of round {before[0].round_index}, which has been counted",
             )
-        elif twin != client_id and _same(updates[twin].weights, updates[client_id].weights):
+            continue
+        twin = first.setdefault(digest, client_id)
+        if twin != client_id and _same(updates[twin].weights, updates[client_id].weights):
             yield client_id, f"client {client_id}: its model is bit for bit client {twin}'s of this round, which is counted once"
 
 

@@ -113,7 +113,7 @@ class Ladder:
         remarks = {client_id: dict(own) for client_id, own in self._remarks.items()}
 
         def refuse(found: Iterable[tuple[int, str]], code: Reason) -> None:
-            for client_id, sentence in found:
+            for client_id, sentence in list(found):  # all are found before any is taken out
                 refused.append(Refusal(left.pop(client_id), code, sentence))
                 remarks.pop(client_id, None)
 
