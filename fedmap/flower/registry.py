@@ -125,7 +125,7 @@ class Registry:
 
     def _answered(self, node: int, reply: Message) -> None:
         if reply.has_error():
-            self._try_again(node, in_words(reply.error))
+            self._try_again(node, _sentence(in_words(reply.error)))
         else:
             self._settle(node, reply.content)
 
