@@ -32,9 +32,10 @@ from fedmap.versions import machine, versions
 
 _PATIENCE = 900.0  # seconds beyond its time for a process to get ready and to end, on a busy machine
 _NICE = 19
-_MOST_STARTS = 20
+_MOST_STARTS, _LEAST_SECONDS = 20, 20.0
+_NOTHING = {"executions": 0, "seconds": 0.0, "processor_seconds": 0.0, "slowest_seconds": 0.0, "starts": 0, "edges": 0, "inputs": 0}
 _LOG_BYTES = 1 << 20
-_COVERAGE = re.compile(r"cov: (\d+) ft: (\d+) corp: (\d+)")
+_COVERAGE = re.compile(r"cov: (\d+) ft: \d+ corp: (\d+)")
 
 
 def fuzz(name: str, minutes: float, keep: Path) -> dict[str, Any]:
@@ -44,33 +45,37 @@ def fuzz(name: str, minutes: float, keep: Path) -> dict[str, Any]:
         name: of the target.
         minutes: of the wall clock, from the first input. A process that ends before its time (because of a crash of the interpreter, or a hang) is
             started again on what its predecessor had found.
-        keep: where its inputs go; a corpus that lies there is used.
+        keep: where its inputs and figures go; what lies there already is used and counted.
     """
     folder = keep / name
-    seconds, processor, executions, slowest, coverage, starts = 0.0, 0.0, 0, 0.0, (0, 0, 0), 0
-    while (left := 60 * minutes - seconds) > 1 and starts < _MOST_STARTS:
-        starts += 1
-        output = _run(name, left, folder)
-        progress = _progress(folder)
-        executions += progress["executions"]
-        seconds += progress["seconds"]
-        processor += progress["processor_seconds"]
-        slowest = max(slowest, progress["slowest_seconds"])
+    total = {**_NOTHING, **_read(folder / "total.json")}
+    once = False
+    for _ in range(_MOST_STARTS):
+        left = 60 * minutes - total["seconds"]
+        if once and left < _LEAST_SECONDS:
+            break
+        once = True
+        output = _run(name, max(left, _LEAST_SECONDS), folder)
+        progress = {**_NOTHING, **_read(folder / "progress.json")}
+        for key in ("executions", "seconds", "processor_seconds"):
+            total[key] += progress[key]
+        total["slowest_seconds"] = max(total["slowest_seconds"], progress["slowest_seconds"])
+        total["starts"] += 1
         for found in _COVERAGE.finditer(output):
-            coverage = max(coverage, (int(found[1]), int(found[2]), int(found[3])))
+            total["edges"], total["inputs"] = max(total["edges"], int(found[1])), max(total["inputs"], int(found[2]))
+        (folder / "total.json").write_text(json.dumps(total))
         shutil.rmtree(folder / "work", ignore_errors=True)
     findings = [json.loads(path.read_text()) for path in sorted((folder / "findings").glob("*.json"))]
     ended = sorted(path.name for path in (folder / "ended").iterdir())
     return {
         "what": TARGETS[name][2],
-        "executions": executions,
-        "seconds": round(seconds, 1),
-        "processor_seconds": round(processor, 1),
-        "slowest_input_seconds": round(slowest, 3),
-        "edges_covered": coverage[0],
-        "features": coverage[1],
-        "inputs_kept": coverage[2],
-        "process_starts": starts,
+        "executions": total["executions"],
+        "seconds": round(total["seconds"], 1),
+        "processor_seconds": round(total["processor_seconds"], 1),
+        "slowest_input_seconds": round(total["slowest_seconds"], 3),
+        "edges_covered": total["edges"],
+        "inputs_kept": total["inputs"],
+        "process_starts": total["starts"],
         "findings": [f"{finding['kind']} {finding['place']}" for finding in findings],
         "crashes_and_hangs": ended,
     }
@@ -99,11 +104,11 @@ def _run(name: str, seconds: float, folder: Path) -> str:
     return output
 
 
-def _progress(folder: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / "progress.json").read_text()))
+        return dict(json.loads(path.read_text()))
     except (OSError, ValueError):
-        return {"executions": 0, "slowest_seconds": 0.0, "seconds": 0.0, "processor_seconds": 0.0}
+        return {}
 
 
 def table(targets: Mapping[str, Mapping[str, Any]]) -> str:
