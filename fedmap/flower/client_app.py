@@ -90,6 +90,7 @@ def query(message: Message, context: Context) -> Message:
 
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
         card = session.card(client_id)
+        session.tidy(run)
         _tell(context, "joined", run=run.run_name, num_rounds=run.num_rounds, num_train=card.num_train)
         return card_to_content(card)
 

@@ -14,7 +14,7 @@ from torch import nn
 from fedmap import averaging
 from fedmap.aggregators.base import ServerState, expected_form, persist, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
-from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
+from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, prune_caches, training_options
 from fedmap.checkpoint import Checkpoint
 from fedmap.config import RunConfig
 from fedmap.data.base import FederatedData, Split
@@ -24,11 +24,14 @@ from fedmap.flower.exchange import Answer, content_bytes, lifetime
 from fedmap.flower.feedback import check_compression
 from fedmap.flower.identities import identities_of
 from fedmap.flower.registry import Registry, quorum_of
+from fedmap.flower.spending import Spending
 from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, find_standing, load_tests, save_tests
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
 from fedmap.guard import GuardState, Ladder, Settled, check_model
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
 from fedmap.local.judge import NO_ROWS, ModelJudge
+from fedmap.local.private import check_model_for, check_rule_for
+from fedmap.local.rules import make_rule
 from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
 from fedmap.outputs import RunFolder
@@ -74,6 +77,7 @@ class Server:
         cache = cache_dir(self.config)
         rows = data.server() if getattr(data, "has_server", lambda: True)() else {}
         self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
+        prune_caches(self.config)
         self.options: TrainingOptions = training_options(self.config)
         self.aggregator = with_num_clients(build_aggregator(self.config), self.expected)
         if wants_judge(self.aggregator):  # it chooses by the server's validation rows, and by nothing else
@@ -82,6 +86,7 @@ class Server:
             self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options))
         self.checkpoints = checkpoints_of(self.folder.path, self.config.keep_checkpoints)
         self._guard = GuardState()
+        self._spending = Spending(self.config)
         self._models: dict[str, tuple[Weights, Evaluation | None]] = {}  # "best" and "last", on the validation rows where they were scored
 
     def run(self, grid: Grid) -> None:
@@ -95,6 +100,7 @@ class Server:
         with locked(self.folder.path / LOCK, _PATIENCE):
             initial = self.aggregator.init(get_weights(self.model), layout_of(self.model))
             check_compression(self.config.compression, self.aggregator, self.aggregator.broadcast(initial).rule)
+            self._check_privacy(initial)
             standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
             self.folder.start(self.config.raw, self.label_names, standing.history, standing.run_id)
             try:
@@ -102,6 +108,13 @@ class Server:
             except BaseException as error:
                 self._end_early(str(error) or type(error).__name__)
                 raise
+
+    def _check_privacy(self, initial: ServerState) -> None:
+        """Refuse a model or a strategy whose clients would send what privacy does not cover."""
+        broadcast = self.aggregator.broadcast(initial)
+        form = expected_form(self.aggregator, initial, broadcast)
+        check_model_for(self.config.privacy, self.model)
+        check_rule_for(self.config.privacy, make_rule(broadcast.rule), broadcast, form.extras, form.scalars)
 
     def _run(self, grid: Grid, standing: Standing) -> None:
         config = self.config
@@ -115,6 +128,7 @@ class Server:
         registry = self._registry(grid, info, standing.clients)
         state, failed_in_a_row = standing.state, standing.failed_in_a_row
         self._guard = standing.guard
+        self._spending.resume(standing.history)
         if standing.best is not None:
             self._models = {"best": (standing.best, None), "last": (state.weights, None)}
         tests = load_tests(self.folder.path, state.round_index) if state.round_index >= config.num_rounds else None
@@ -182,6 +196,8 @@ class Server:
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
             failed += 1
         aggregated = time.perf_counter()
+        spent = self._spending.after(chosen, {client_id: card.num_train for client_id, card in registry.cards.items()})
+        report = replace(report, diagnostics={**report.diagnostics, **spent}) if spent else report
         evaluations = self._evaluate(state.weights)
         scores = self._scores(evaluations)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
@@ -287,6 +303,8 @@ class Server:
             broadcast = replace(self.aggregator.broadcast(state), weights=weights)
             tests = ClientTests(state.round_index, self._client_tests(grid, registry, replace(info, final=True), broadcast))
             save_tests(self.folder.path, tests)
+        if (last := self.folder.history.rounds[-1:]) and (sentence := self._spending.sentence(last[0].diagnostics)):
+            self.progress.note(sentence)
         results = self._evaluate(weights)
         chosen = best.round_index if best else state.round_index
         final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), tests.counts, model=self.model)
@@ -311,6 +329,9 @@ class Server:
                 self.progress.note(f"after the run had failed: {error}")
 
     def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
+        if self.config.privacy.wanted:
+            self.progress.note(f"privacy={self.config.privacy.name}: the clients do not tell how the model does on their own rows")
+            return {}
         registry.refresh(5.0)
         clients = {node: client_id for client_id, node in registry.nodes.items()}
         if not clients:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -14,16 +15,18 @@ from typing import Any
 from flwr.app import Context
 from torch import nn
 
-from fedmap.build import build_data, build_hook, build_model, cache_dir, prepare_split, training_options
-from fedmap.checkpoint import Memories
+from fedmap.build import build_data, build_hook, build_model, cache_dir, prepare_split, prune_caches, training_options
+from fedmap.checkpoint import Memories, prune_runs
 from fedmap.config import RunConfig, load, parse
 from fedmap.data.base import FederatedData, Split
 from fedmap.errors import ConfigError, UpdateError
 from fedmap.flower.wire import ClientCard, RunInfo
 from fedmap.local.client import LocalClient
 from fedmap.local.tensors import shared_tensors
+from fedmap.privacy.secret import derived, load_secret
 from fedmap.signals import modality_shares
 
+log = logging.getLogger("fedmap.client")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -40,6 +43,8 @@ class Session:
         self.options = training_options(config)
         self.hook = build_hook(config)
         self._splits: dict[int, Mapping[str, Split]] = {}
+        if config.privacy.wanted and config.privacy.noise_seed is not None:
+            log.warning("privacy.noise_seed is set: the noise can be told and taken away, and this run is private to nobody.")
 
     def splits(self, client_id: int) -> Mapping[str, Split]:
         """The client's prepared splits, read once."""
@@ -59,7 +64,18 @@ class Session:
             seed=run.seed,
             modality_names=self.data.modality_names,
             after_round=self.hook,
+            privacy=self.config.privacy,
+            secret=self._secret(run),
         )
+
+    def _secret(self, run: RunInfo) -> bytes:
+        """What this machine's noise is drawn from in a run; b"" without privacy."""
+        privacy = self.config.privacy
+        if not privacy.wanted:
+            return b""
+        if privacy.noise_seed is not None:
+            return derived(b"", privacy.noise_seed)
+        return derived(load_secret(cache_dir(self.config).parent / "privacy.secret"), run.run_name)
 
     def card(self, client_id: int) -> ClientCard:
         """What the client says about itself when it joins."""
@@ -72,10 +88,17 @@ class Session:
             num_val=len(splits["val"]),
             num_test=len(splits["test"]),
             label_names=tuple(self.data.label_names),
-            modality_shares=shares,
+            modality_shares={} if self.config.privacy.wanted else shares,
             model_names=tuple(name for name, _ in shared_tensors(self.model)),
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
         )
+
+    def tidy(self, run: RunInfo) -> None:
+        """Remove what no client here needs any more: memories of old runs, and what is too much in the cache."""
+        folder = cache_dir(self.config).parent / "clients"
+        if removed := prune_runs(folder, self.config.keep_runs, run.run_name):
+            log.info("%s: the memories of old runs are removed (keep_runs=%d): %s", folder, self.config.keep_runs, ", ".join(removed))
+        prune_caches(self.config)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the tensors that travel, by name: how packed arrays lie."""
