@@ -36,7 +36,7 @@ def measure(options: Options) -> Result:
             lambda: [local.below_quorum(place / "quorum", known)],
             lambda: local.mistakes(place / "mistakes_0", known, 0),
             *([] if options.quick else [lambda: local.mistakes(place / "mistakes_2", known, 2)]),
-            lambda: local.deaths(place / "deaths", known),
+            *([] if options.quick else [lambda: local.deaths(place / "deaths", known)]),
             *([] if options.quick else [lambda: [local.slow(place / "slow", known)]]),
             lambda: [local.random_deaths(place / f"random_{k}", known, rng, 4.0) for k in range(deaths)],
         ]

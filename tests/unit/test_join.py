@@ -151,3 +151,20 @@ def test_a_client_that_cannot_take_part_says_why(folder: Path, monkeypatch: pyte
     joined.emit(event="problem", kind="ConfigError", message="other labels")
     thread.join(30)
     assert str(joined.result) == "client 0 cannot take part: ConfigError: other labels"
+
+
+def test_one_failed_round_is_said_and_three_in_a_row_are_the_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = Join(folder, monkeypatch, 600)
+    thread = joined.begin()
+    wait_until(joined.addresses)
+    failed = {"event": "problem", "kind": "ClientMemoryError", "message": "out of memory", "asked": "train"}
+    joined.emit(**failed)
+    joined.emit(**failed)
+    joined.emit(event="trained", round=3, num_rounds=9, loss=None, f1=None, seconds=None)
+    wait_until(lambda: joined.participation.standing.rounds_trained == 1)
+    assert thread.is_alive()
+    assert joined.said.count("client 0: left out of this round: ClientMemoryError: out of memory") == 2
+    for _ in range(3):
+        joined.emit(**failed)
+    thread.join(30)
+    assert str(joined.result) == "client 0 cannot take part: ClientMemoryError: out of memory"
