@@ -7,17 +7,13 @@ worker answers for which client never matters for the result: everything random 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
-import multiprocessing
-import os
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import wait
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -26,34 +22,15 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedmap.flower.workers import AHEAD, Packed, Worker, run_app
+
 log = logging.getLogger("fedmap.local")
 _SERVER_NODE = 1
 _RUN_ID = 1
 _CLIENT_FAILED = 2  # Flower's code for an exception in a ClientApp
-_READY = None  # what a worker sends when it has started
 _START_SECONDS = 120.0
-
-
-@dataclass
-class _Worker:
-    process: BaseProcess
-    pipe: Connection
-    task: Message | None = None
-
-    def end(self) -> str:
-        """Wait for a process that is about to end, and say how it did."""
-        self.process.join(timeout=5)
-        code = self.process.exitcode
-        if code == -signal.SIGKILL:
-            return "was killed (by the system, if it took more memory than there is: use fewer runtime.workers or a smaller batch_size)"
-        return f"ended with exit code {code}"
-
-    def renew(self) -> None:
-        """Put a fresh process in the place of one that has ended, or soon will."""
-        self.pipe.close()
-        self.process.join(timeout=5)
-        fresh = _start_worker()
-        self.process, self.pipe, self.task = fresh.process, fresh.pipe, None
+_BATCH_SECONDS = 0.05  # without workers, replies are handed out this often
+_LOOK_AHEAD = 64  # so many waiting messages are looked through for one whose client a worker already knows
 
 
 @dataclass
@@ -72,22 +49,24 @@ class LocalGrid(Grid):
     _states: dict[int, RecordDict] = field(default_factory=dict, init=False)
     _waiting: deque[Message] = field(default_factory=deque, init=False)
     _replies: dict[str, Message] = field(default_factory=dict, init=False)
-    _pool: list[_Worker] = field(default_factory=list, init=False)
+    _pool: list[Worker] = field(default_factory=list, init=False)
     _sent: int = field(default=0, init=False)
+    _homes: dict[int, Worker] = field(default_factory=dict, init=False)
+    _packed: Packed | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER_NODE, 0
         self._run = Run.create_empty(_RUN_ID)
 
     def __enter__(self) -> LocalGrid:
-        self._pool = [_start_worker() for _ in range(self.workers)]
+        self._pool = [Worker.start() for _ in range(self.workers)]
         return self
 
     def __exit__(self, *_: object) -> None:
         for worker in self._pool:
             worker.pipe.close()  # an idle worker sees the end of its pipe and leaves
         for worker in self._pool:
-            if worker.task is not None:
+            if worker.tasks:
                 worker.process.terminate()
             worker.process.join(timeout=5)
             if worker.process.is_alive():
@@ -130,7 +109,8 @@ class LocalGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Replies to the given messages that have arrived; hands out queued work and waits a moment for results."""
         self._work()
-        return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+        asked = set(message_ids)
+        return [self._replies.pop(message_id) for message_id in list(self._replies) if message_id in asked]
 
     def cancel(self, message_ids: Iterable[str]) -> None:
         """Give up messages that have not been answered. A worker that is busy with one is ended, and a fresh one takes its place.
@@ -141,15 +121,16 @@ class LocalGrid(Grid):
         fresh = []
         self._waiting = deque(message for message in self._waiting if message.metadata.message_id not in given_up)
         for worker in self._pool:
-            if worker.task is not None and worker.task.metadata.message_id in given_up:
+            if any(task.metadata.message_id in given_up for task in worker.tasks):
+                self._waiting.extendleft(task for task in reversed(worker.tasks) if task.metadata.message_id not in given_up)
                 worker.process.kill()
-                worker.renew()
+                self._renew(worker)
                 fresh.append(worker)
         end = time.monotonic() + _START_SECONDS
         for worker in fresh:
             with contextlib.suppress(EOFError, OSError):  # it died; that is noticed when it gets work
                 if worker.pipe.poll(max(end - time.monotonic(), 0.0)):
-                    worker.pipe.recv()
+                    worker.receive()
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and collect the replies until all have come or `timeout` seconds have passed."""
@@ -167,90 +148,64 @@ class LocalGrid(Grid):
 
     def _work(self) -> None:
         if self.workers == 0:
-            if self._waiting:
+            end = time.monotonic() + _BATCH_SECONDS
+            while self._waiting and time.monotonic() < end:
                 message = self._waiting.popleft()
                 context = self._context(message.metadata.dst_node_id)
-                self._keep(message, _run_app(message, context), context.state)
+                self._keep(message, run_app(message, context), context.state)
             return
         for worker in self._pool:
-            if worker.task is None and self._waiting:
-                if not worker.process.is_alive():  # killed while it had nothing to do: nothing is lost
-                    log.warning("an idle worker process has ended with exit code %s; another one takes its place", worker.process.exitcode)
-                    worker.renew()
-                message = self._waiting.popleft()
-                worker.task = message
-                try:
-                    worker.pipe.send((message, self._context(message.metadata.dst_node_id)))
-                except OSError:
-                    self._replace(worker)
-        busy = {worker.pipe: worker for worker in self._pool if worker.task is not None}
+            self._feed(worker)
+        busy = {worker.pipe: worker for worker in self._pool if worker.tasks}
         for pipe in wait(list(busy), timeout=0.2):
             worker = busy[pipe]  # type: ignore[index]
             try:
-                if (received := worker.pipe.recv()) is _READY:
-                    continue
-                reply, state = received
+                while worker.tasks and worker.pipe.poll():
+                    if (received := worker.receive()) is not None:
+                        self._keep(*received)
             except (EOFError, OSError):
                 self._replace(worker)
-                continue
-            assert worker.task is not None
-            self._keep(worker.task, reply, state)
-            worker.task = None
+            self._feed(worker)
+        if not self._waiting and not any(worker.tasks for worker in self._pool):
+            self._packed = None
+
+    def _feed(self, worker: Worker) -> None:
+        """Give the worker something to do: one message, and some to go on with while there are plenty."""
+        if self._waiting and not worker.tasks and not worker.process.is_alive():  # killed while it had nothing to do: nothing is lost
+            log.warning("an idle worker process has ended with exit code %s; another one takes its place", worker.process.exitcode)
+            self._renew(worker)
+        while self._waiting and (not worker.tasks or (len(worker.tasks) < AHEAD <= len(self._waiting) // len(self._pool))):
+            message = self._next(worker)
+            if self._packed is None or self._packed.content is not message.content:
+                self._packed = Packed(message.content, len(self._pool))
+            try:
+                if not worker.send(message, self._packed, self._context(message.metadata.dst_node_id)):
+                    self._waiting.appendleft(message)
+                    return
+            except OSError:
+                self._replace(worker)
+
+    def _next(self, worker: Worker) -> Message:
+        """A waiting message whose client the worker has had before, and so has its data at hand, if one is near."""
+        for place, message in enumerate(itertools.islice(self._waiting, _LOOK_AHEAD)):
+            if self._homes.setdefault(message.metadata.dst_node_id, worker) is worker:
+                del self._waiting[place]
+                return message
+        return self._waiting.popleft()
 
     def _keep(self, message: Message, reply: Message, state: RecordDict) -> None:
         self._states[message.metadata.dst_node_id] = state
         self._replies[message.metadata.message_id] = reply
 
-    def _replace(self, worker: _Worker) -> None:
-        """A worker died (killed, or out of memory): its message failed, and a fresh worker takes its place."""
-        assert worker.task is not None
-        task = worker.task
+    def _replace(self, worker: Worker) -> None:
+        """A worker died (killed, or out of memory): the message that it worked on failed, and a fresh worker takes its place."""
+        task, *rest = worker.tasks
+        self._waiting.extendleft(reversed(rest))
         reason = f"the worker process {worker.end()} while it answered"
         log.warning("%s; another one takes its place", reason)
         self._replies[task.metadata.message_id] = Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=task)
+        self._renew(worker)
+
+    def _renew(self, worker: Worker) -> None:
+        self._homes = {node: home for node, home in self._homes.items() if home is not worker}
         worker.renew()
-
-
-def _start_worker() -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs,), daemon=True, name="fedmap-worker")
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
-
-
-def _serve(pipe: Connection) -> None:
-    """A worker's life: answer messages until the pipe closes. Ctrl-C is the server's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_leave_with_server, daemon=True, name="fedmap-server-watch").start()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import fedmap.flower.session  # noqa: F401  (with everything that takes long to import)
-
-    with contextlib.suppress(OSError):
-        pipe.send(_READY)
-    while True:
-        try:
-            message, context = pipe.recv()
-        except (EOFError, OSError):
-            return
-        reply = _run_app(message, context)
-        try:
-            pipe.send((reply, context.state))
-        except OSError:
-            return
-
-
-def _leave_with_server() -> None:
-    """A server that was killed cannot end its workers, and one that trains looks at its pipe only when it is done."""
-    server = multiprocessing.parent_process()
-    assert server is not None
-    wait([server.sentinel])
-    os._exit(1)
-
-
-def _run_app(message: Message, context: Context) -> Message:
-    from fedmap.flower.client_app import app
-
-    return app(message, context)
