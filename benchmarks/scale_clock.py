@@ -1,0 +1,73 @@
+"""What a run of the scale benchmark takes: seconds, processor seconds and memory of a process and all below it, at each round's end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        system: one of `benchmarks.scale.SYSTEMS`.
+        task: "mlp" or "cnn", or "fusion" for the head of a movie model.
+        clients: how many; all of them take part in each round.
+        rounds: of training.
+        seed: of the data and of the initial model.
+        rows: of each client.
+        batch_size: rows of a step.
+        learning_rate: of plain SGD.
+        workers: processes (or threads) that train.
+        validation_rows: of each client; only ours can use them.
+    """
+
+    system: str
+    task: str
+    clients: int
+    rounds: int
+    seed: int = 0
+    rows: int = 40
+    batch_size: int = 10
+    learning_rate: float = 0.1
+    workers: int = 2
+    validation_rows: int = 0
+
+
+@dataclass
+class Clock:
+    """Looks at the clocks at the start of the first round and at each round's end.
+
+    Attributes:
+        wall: seconds since some moment.
+        processor: seconds of all processors together, of this process and its descendants, dead ones among them.
+        memory: megabytes, each shared page counted once (proportional set size).
+        accuracy: of the server's model on its test rows; of the initial model first.
+    """
+
+    wall: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    memory: list[float] = field(default_factory=list)
+    accuracy: list[float] = field(default_factory=list)
+
+    def tick(self, accuracy: float) -> None:
+        """Look."""
+        self.wall.append(time.perf_counter())
+        self.processor.append(0.0)
+        self.memory.append(0.0)
+        self.accuracy.append(accuracy)
+        own = psutil.Process()
+        for process in [own, *own.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error, OSError):
+                self.processor[-1] += sum(process.cpu_times()[:4])
+                self.memory[-1] += process.memory_full_info().pss / 1e6
+
+    def write(self, job: Job, path: Path) -> None:
+        """Everything, and the job, as JSON."""
+        path.write_text(json.dumps({"job": asdict(job), **asdict(self)}))

@@ -1,0 +1,100 @@
+"""One run of the scale benchmark with FedMAP: `python -m benchmarks.scale_ours JOB OUT`.
+
+The run is the program's own from the configuration on: `runtime=local`, FedAvg, events, results, checkpoints and report, everything that
+`python server_main.py` does but the web page.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scale_clock import Clock, Job
+from fedmap.config import compose_and_resolve, parse, save
+from fedmap.history import RoundRecord
+from fedmap.progress import Progress
+
+COMMON = (
+    "runtime=local",
+    "model=digits",
+    "dataset=digits",
+    "strategy=fedavg",
+    "tracking=none",
+    "training.device=cpu",
+    "training.optimizer=sgd",
+    "training.weight_decay=0",
+    "training.clip_norm=0",
+    "service.enabled=false",
+    "hooks.after_round=null",
+)
+
+
+class Watch(Progress):
+    """A progress that looks at the clock."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def round_done(self, record: RoundRecord) -> None:
+        """See `Progress`; round 0 is the initial model's, and ends when the first round begins."""
+        assert record.test is not None
+        self.clock.tick(record.test.micro_f1)
+
+
+def tree_of(job: Job) -> dict[str, Any]:
+    """The run's configuration, as from a file in conf/model and one in conf/dataset."""
+    settings = {
+        "random_seed": job.seed,
+        "num_rounds": job.rounds,
+        "batch_size": job.batch_size,
+        "learning_rate": job.learning_rate,
+        "runtime.workers": job.workers,
+    }
+    tree = compose_and_resolve("config", [*COMMON, *(f"{key}={value}" for key, value in settings.items())])
+    if job.task == "fusion":
+        from benchmarks.scale_fusion import MODEL, dataset
+
+        return {**tree, "model": MODEL, "dataset": dataset(job)}
+    tree["model"] = {"_target_": "benchmarks.scale_ground.Classifier", "task": job.task, "output_size": None}
+    tree["dataset"] = {
+        "_target_": "benchmarks.scale_ground.ManyClients",
+        "task": job.task,
+        "num_clients": job.clients,
+        "rows": job.rows,
+        "validation_rows": job.validation_rows,
+        "seed": job.seed,
+    }
+    return tree
+
+
+def run(job: Job, clock: Clock, place: Path) -> None:
+    """The whole run, in the folder `place`."""
+    from fedmap.flower import doors
+    from fedmap.flower.events import EVENTS, EventProgress, Told
+    from fedmap.flower.federation import Server
+    from fedmap.outputs import RunFolder
+
+    folder = place / "run"
+    tree = tree_of(job)
+    tree["dataset"] = {**tree["dataset"]}
+    save(tree, folder / "run.yaml")
+    progress = Told(EventProgress(folder / EVENTS), Watch(clock))
+    doors._serve_locally(parse(tree), folder / "run.yaml", RunFolder(folder), progress, Server)
+
+
+def main() -> None:
+    """Run the job that the command line names and write what it took."""
+    job, out = Job(**json.loads(sys.argv[1])), Path(sys.argv[2]).resolve()
+    clock = Clock()
+    with tempfile.TemporaryDirectory(prefix="fedmap-scale-") as place:
+        os.chdir(place)
+        run(job, clock, Path(place))
+    clock.write(job, out)
+
+
+if __name__ == "__main__":
+    main()
