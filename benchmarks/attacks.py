@@ -72,7 +72,8 @@ def measure(options: Options) -> Result:
     torch.set_num_threads(1)
     attacks = list(QUICK_ATTACKS if quick else ATTACKS)
     overrides = [*COMMON, *(QUICK if quick else SYNTHETIC if extra.data is None else REAL)]
-    columns = [column for column in COLUMNS if not quick or column[0] != "modality_aware"]
+    columns = [column for column in COLUMNS if ".".join(column) in extra.columns] if extra.columns else list(COLUMNS)
+    columns = [column for column in columns if not quick or column[0] != "modality_aware"]
     least = 10 if quick else 20
     setting = Setting("label skew", Policy("dirichlet", CLIENTS, alpha=0.5, min_rows=least), ("both",) * CLIENTS)
     runs: Runs = {}
@@ -178,6 +179,7 @@ def _failed(runs: Runs) -> dict[str, Any]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """The benchmark's own arguments."""
     parser.add_argument("--data", type=Path, help="a folder with movies.csv and posters/; synthetic movies without it")
+    parser.add_argument("--columns", nargs="+", choices=[".".join(column) for column in COLUMNS], help="only these")
     parser.add_argument("--work", type=Path, help="keep data, features and finished runs here, for the next start")
 
 
