@@ -24,7 +24,7 @@ NEEDS_A_PACKAGE = {"mlflow", "wandb"}
 
 
 def test_the_groups_are_the_documented_ones() -> None:
-    assert GROUPS == ["compression", "dataset", "model", "runtime", "security", "strategy", "tracking"]
+    assert GROUPS == ["compression", "dataset", "model", "privacy", "runtime", "security", "strategy", "tracking"]
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

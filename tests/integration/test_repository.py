@@ -32,7 +32,7 @@ DISTRIBUTIONS = {  # what a package is called on PyPI where that is not the name
 NEEDED_BY_FLOWER = {"fastapi", "uvicorn"}  # pinned because flwr's own range reaches further than what works with it
 NEEDED_BY_FASTAPI = {"python-multipart"}  # it reads forms with it
 WRITTEN_BY_TESTS = {"my_aggregator"}  # the guide's example, written into a folder of its own
-OPTIONAL = {"mlflow", "wandb", "fedops"}  # imported where the user has asked for it and installed it
+OPTIONAL = {"mlflow", "wandb", "fedops", "atheris"}  # imported where the user has asked for it and installed it
 
 
 @cache
