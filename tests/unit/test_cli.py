@@ -39,7 +39,7 @@ def test_help_comes_at_once_and_reads_well() -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "fedmap.cli" in imported
     assert not imported & {"torch", "numpy", "flwr", "hydra", "omegaconf", "fastapi", "matplotlib", "transformers"}
-    for word in ("predict", "report", "compare", "dashboard", "demo", "server_main.py", "client_main.py"):
+    for word in ("predict", "report", "compare", "dashboard", "certs", "demo", "server_main.py", "client_main.py"):
         assert word in done.stdout
 
 
