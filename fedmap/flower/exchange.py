@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import httpx
 from flwr.app import Error, Message, RecordDict
@@ -93,16 +93,18 @@ class Exchange:
             on_answer: called with (node id, answer) as each answer comes in.
 
         Returns:
-            An answer for every node that was asked.
+            An answer for every node that was asked; without its content where `on_answer` has been told, so that no round is held twice.
         """
         started = time.monotonic()
         answers: dict[int, Answer] = {}
         pending: dict[str, int] = {}
 
         def settle(node: int, content: RecordDict | None, failure: str = "") -> None:
-            answers[node] = Answer(content, failure, time.monotonic() - started)
+            answer = Answer(content, failure, time.monotonic() - started)
             if on_answer is not None:
-                on_answer(node, answers[node])
+                on_answer(node, answer)
+                answer = replace(answer, content=None)
+            answers[node] = answer
 
         def send(nodes: list[int]) -> None:
             ids = list(self.grid.push_messages([messages[node] for node in nodes]))

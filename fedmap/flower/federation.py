@@ -40,6 +40,7 @@ from fedmap.randomness import sample_clients
 from fedmap.reasons import Reason
 from fedmap.records import Broadcast, RoundReport
 from fedmap.scoring import final_results, round_scores, thresholds_by_label
+from fedmap.spill import Spill
 from fedmap.weights import Weights
 
 _PATIENCE = 30.0  # seconds for a server that was killed a moment ago to be gone
@@ -175,8 +176,7 @@ class Server:
         chosen = sample_clients(info.seed, broadcast.round_index, registry.client_ids(), self.config.clients_per_round)
         self.progress.clients(broadcast.round_index, chosen)
         started = time.perf_counter()
-        ladder = self._ladder(registry, state, broadcast)
-        answered = self._train(grid, registry, info, broadcast, ladder, chosen)
+        answered = self._train(grid, registry, info, broadcast, self._ladder(registry, state, broadcast), chosen)
         updates = answered.settled.updates
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
@@ -196,6 +196,8 @@ class Server:
             report = RoundReport(round_index=broadcast.round_index, notes=(note,))
             failed += 1
         aggregated = time.perf_counter()
+        updates = tuple(replace(update, weights={}, extras={}) for update in updates)  # their models make room before the evaluation
+        answered = replace(answered, settled=replace(answered.settled, updates=(), refused=()))
         spent = self._spending.after(chosen, {client_id: card.num_train for client_id, card in registry.cards.items()})
         report = replace(report, diagnostics={**report.diagnostics, **spent}) if spent else report
         evaluations = self._evaluate(state.weights)
@@ -224,6 +226,8 @@ class Server:
         self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, ladder: Ladder, chosen: Sequence[int]
     ) -> _Trained:
         clients = {registry.nodes[client_id]: client_id for client_id in chosen}
+        kinds = [kind for group in ladder.form.groups.values() for kind in group.values()]
+        spill = Spill(self.folder.path, len(chosen) * sum(kind.nbytes for kind in kinds))
         lost: dict[int, ClientRecord] = {}
         up: dict[int, int] = {}
 
@@ -244,7 +248,7 @@ class Server:
                     )
                     if update.client_id != client_id:
                         raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}", Reason.IDENTITY)
-                    ladder.admit(update)
+                    ladder.admit(spill.keep(update))
                 except UpdateError as error:
                     code, reason = error.code, str(error)
                     status = FAILED if code == Reason.PROBLEM else REJECTED
@@ -261,6 +265,7 @@ class Server:
         }
         size = content_bytes(content)
         registry.exchange.ask(messages, seconds, take)
+        spill.close()
         settled = ladder.settle()
         for refusal in settled.refused:
             sent = up[refusal.update.client_id]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -52,8 +53,16 @@ def failing(message: Message) -> Error:
 
 def ask(room: Room, nodes: Iterable[int], seconds: float = 5.0) -> tuple[dict[int, Answer], list[int]]:
     order: list[int] = []
+    told: dict[int, Answer] = {}
+
+    def tell(node: int, answer: Answer) -> None:
+        order.append(node)
+        told[node] = answer
+
     messages = {node: Message(RecordDict(), node, MessageType.TRAIN, ttl=60) for node in nodes}
-    return Exchange(room).ask(messages, seconds, lambda node, _: order.append(node)), order
+    answers = Exchange(room).ask(messages, seconds, tell)
+    assert {node: replace(answer, content=None) for node, answer in told.items()} == answers, "contents are told and not kept"
+    return told, order
 
 
 @pytest.fixture(autouse=True)
