@@ -22,12 +22,14 @@ class Place:
         folder: for what programs write; a program's output is `<name>.log`, a server's run `run`, a client's run `out_<k>`.
         common: settings of every program.
         environment: environment variables of every program.
+        code: the copy of the project that is run.
     """
 
     def __init__(self, folder: Path, common: Sequence[str] = ()) -> None:
         self.folder = folder
         self.common = list(common)
         self.environment: dict[str, str] = {}
+        self.code = PROJECT
         self.port = processes.free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.started: dict[str, subprocess.Popen[bytes]] = {}
@@ -40,7 +42,7 @@ class Place:
     def server(self, *overrides: str, name: str = "server", run: str = "run", **environment: str) -> subprocess.Popen[bytes]:
         """Start server_main.py."""
         common = [*DIGITS, *self.common, *self._address(overrides), f"hydra.run.dir={self.folder / run}"]
-        return self.start(name, script("server_main.py", *common, *overrides), **environment)
+        return self.start(name, script("server_main.py", *common, *overrides, code=self.code), **environment)
 
     def client(self, client_id: int, *overrides: str, name: str = "", **environment: str) -> subprocess.Popen[bytes]:
         """Start client_main.py; it is called client_<k> unless another name is given."""
@@ -48,7 +50,7 @@ class Place:
         common = [*DIGITS, *self.common, *self._address(overrides), f"client_id={client_id}"]
         front = [] if any(o.startswith("client.port=") for o in overrides) else ["client.port=0"]
         run = f"hydra.run.dir={self.folder / name.replace('client', 'out')}"
-        return self.start(name, script("client_main.py", *common, *front, run, *overrides), **environment)
+        return self.start(name, script("client_main.py", *common, *front, run, *overrides, code=self.code), **environment)
 
     def _address(self, overrides: Sequence[str]) -> list[str]:
         return [] if any(o.startswith("runtime.address=") for o in overrides) else [f"runtime.address={self.address}"]
@@ -85,7 +87,7 @@ class Place:
 
     def homes(self) -> list[Path]:
         """Flower's folders of the programs started here; each program removes its own."""
-        return sorted((PROJECT / ".fedmap" / "flower").glob(f"{self.folder.name}_*"))
+        return sorted((self.code / ".fedmap" / "flower").glob(f"{self.folder.name}_*"))
 
     def left_behind(self) -> list[str]:
         """Command lines of processes of this place that still run."""

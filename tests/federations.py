@@ -60,10 +60,10 @@ def start(command: Sequence[str | Path], log: Path, cwd: Path, **environment: st
         )
 
 
-def script(name: str, *overrides: str) -> list[str]:
-    """The command of one of the root scripts; a server without its page, unless the overrides say something of it."""
+def script(name: str, *overrides: str, code: Path = PROJECT) -> list[str]:
+    """The command of one of the root scripts of a copy of the code; a server without its page, unless the overrides say something of it."""
     quiet = ["service.enabled=false"] if name == "server_main.py" and not any(o.startswith("service.") for o in overrides) else []
-    return [sys.executable, str(PROJECT / name), *quiet, *overrides]
+    return [sys.executable, str(code / name), *quiet, *overrides]
 
 
 def wait_for(what: Callable[[], Any], seconds: float, describe: Callable[[], str]) -> Any:

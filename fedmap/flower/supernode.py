@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.3
 _EARLY_SECONDS = 30.0  # a SuperNode that ends sooner, with the server there, has not only lost its connection
 _MOST_FAILURES = 4
 _MOST_PROBLEMS = 3  # rounds in a row that a client may fail before it ends: one error may pass, as when a machine is short of memory
-_TURN_SECONDS, _TURN_SAID_SECONDS = 180.0, 12.0  # Flower forgets a SuperNode that died without a word after a minute
+_TURN_SECONDS, _TURN_SAID_SECONDS = 180.0, 25.0  # Flower forgets a SuperNode that died without a word after a minute
 _ENDED, _STOPPED, _MOVED, _LOST = "the run has ended", "stopped", "the server has moved", "the SuperNode has ended"
 
 
@@ -162,6 +162,10 @@ class _Log:
         """Whether the server has taken the connection."""
         return "SuperNode ID:" in self.said()
 
+    def turned_away(self) -> bool:
+        """Whether the server has told the SuperNode to try again later."""
+        return "Connection attempt failed, retrying" in self.said()
+
 
 def _look(config: RunConfig, address: str) -> None:
     """Check that client and server agree about TLS.
@@ -258,7 +262,7 @@ class _Turn:
             FederationError: it takes too long.
         """
         self._done = self._done or self._log.connected()
-        if self._done:
+        if self._done or not self._log.turned_away():
             return
         self._since = self._since or time.monotonic()
         waited = time.monotonic() - self._since
