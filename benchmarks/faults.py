@@ -10,6 +10,7 @@ run without faults; where nothing was lost, the last model has the very same bit
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import resource
 import sys
@@ -38,7 +39,7 @@ def measure(options: Options) -> Result:
             *([] if options.quick else [lambda: local.mistakes(place / "mistakes_2", known, 2)]),
             *([] if options.quick else [lambda: local.deaths(place / "deaths", known)]),
             *([] if options.quick else [lambda: [local.slow(place / "slow", known)]]),
-            lambda: [local.random_deaths(place / f"random_{k}", known, rng, 4.0) for k in range(deaths)],
+            lambda: _random_deaths(place, known, rng, deaths),
         ]
         if not options.quick and not options.extra.local:
             steps += [
@@ -52,6 +53,12 @@ def measure(options: Options) -> Result:
             print(f"{sum(trial.survived for trial in trials)} of {len(trials)}: {trials[-1].fault} ({trials[-1].runtime})", flush=True)
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return _result(trials, known, options, used.ru_utime + used.ru_stime)
+
+
+def _random_deaths(place: Path, known: local.Reference, rng: random.Random, count: int) -> list[Trial]:
+    """So many kills that have hit somebody."""
+    tried = (local.random_deaths(place / f"random_{k}", known, rng) for k in range(4 * count))
+    return list(itertools.islice((trial for trial in tried if trial is not None), count))
 
 
 def _result(trials: list[Trial], known: local.Reference, options: Options, seconds: float) -> Result:

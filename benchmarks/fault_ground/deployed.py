@@ -20,7 +20,7 @@ from fedmap.errors import FederationError
 from fedmap.flower import processes
 from fedmap.flower.events import EVENTS
 
-PATIENCE = 420.0  # seconds for anything that is waited for
+PATIENCE = 1200.0  # seconds for anything that is waited for
 
 
 class Deployed:

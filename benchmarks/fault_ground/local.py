@@ -178,22 +178,29 @@ def _planned(
     return trials
 
 
-def random_deaths(place: Path, known: Reference, rng: random.Random, seconds: float) -> Trial:
-    """A worker, no matter which and what it does, is killed with SIGKILL: what the system does when memory runs out."""
-    moment = rng.uniform(0.3, seconds)
+def random_deaths(place: Path, known: Reference, rng: random.Random) -> Trial | None:
+    """A worker, no matter which and what it does, is killed with SIGKILL: what the system does when memory runs out.
+
+    Returns:
+        None if there was nobody left to kill when the moment had come: a fault that did not happen is not tried.
+    """
+    start, moment, which = rng.randint(1, ROUNDS - 1), rng.uniform(0.0, 0.5), rng.random()
 
     def kill(server: psutil.Process, folder: Path) -> None:
-        while not (folder / "round").exists():
-            time.sleep(0.01)
+        while not (folder / "round").exists() or int((folder / "round").read_text() or 0) < start:
+            if server.status() == psutil.STATUS_ZOMBIE:
+                return
+            time.sleep(0.005)
         time.sleep(moment)
         workers = [child for child in server.children() if "spawn_main" in " ".join(child.cmdline())]
         if workers:
-            victim = rng.choice(workers)
+            workers[int(which * len(workers))].kill()
             hit.append(int((folder / "round").read_text()))
-            victim.kill()
 
     hit: list[int] = []
     ended = run(place, ["runtime.workers=2", f"num_rounds={ROUNDS}"], kill)
+    if not hit:
+        return None
     check = Check(place / "run")
     check.that(ended.code == 0, f"exit code {ended.code}: {ended.said[-200:]}")
     check.finished(ROUNDS)
@@ -204,7 +211,7 @@ def random_deaths(place: Path, known: Reference, rng: random.Random, seconds: fl
         check.score(known.f1[0])
     else:
         check.same_model(known.bits)
-    what = f"round {hit[0]}, after {moment:.2f} s" if hit else "the run had ended"
+    what = f"round {hit[0]}, after {moment:.2f} s: {'an answer was lost' if lost else 'nothing was lost'}"
     return Trial("a worker is killed at a random moment", "local", what, tuple(check.problems), check.f1)
 
 
