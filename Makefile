@@ -3,12 +3,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 export FLWR_TELEMETRY_ENABLED ?= 0
 
-.PHONY: help install demo test check lint types unit clean
+.PHONY: help install demo test check lint types unit bench-quick clean
 
 help:
 	@echo "make demo    install, write the embedded data set, train a federation, print a table and the paths of the results"
 	@echo "make test    install what the tests need and run all of them"
 	@echo "make check   lint, types and tests"
+	@echo "make bench-quick   every benchmark of docs/performance.md in its small version, results in .fedmap/bench"
 	@echo "make clean   remove the virtual environment, demo data and caches"
 
 $(VENV)/installed: requirements.txt requirements-towers.txt requirements-fedops.txt
@@ -38,6 +39,16 @@ types: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 check: lint types test
+
+# One line for each benchmark of docs/performance.md. The recorded results stay as they are. What needs the peer's environment says so
+# where it is missing: python -m benchmarks.make_peer_venv makes it.
+BENCH := .fedmap/bench
+bench-quick: $(VENV)/installed-dev
+	mkdir -p $(BENCH)
+	$(BIN)/python -m benchmarks.aggregation --quick --out $(BENCH)/aggregation.json
+	$(BIN)/python -m benchmarks.search --quick --out $(BENCH)/search.json
+	$(BIN)/python -m benchmarks.server_memory --quick --out $(BENCH)/server_memory.json
+	$(BIN)/python -m benchmarks.start --quick --out $(BENCH)/start.json
 
 clean:
 	rm -rf $(VENV) demo .fedmap .mypy_cache .ruff_cache .pytest_cache .hypothesis
