@@ -58,7 +58,7 @@ def ours(order: dict[str, Any]) -> tuple[Trials, dict[str, Any]]:
     initial = client_weights(order, 99)
     form = Form.of(initial)
     contents = [update_to_content(ClientUpdate(k, 1, client_weights(order, k), examples(k), 10)) for k in clients]
-    updates = [content_to_update(content, None, form) for content in contents]
+    updates = [content_to_update(content, form=form) for content in contents]
     method = FedAvg()
     state = method.init(initial)
     mix = Mix(np.array([examples(k) for k in clients]) / sum(examples(k) for k in clients))
@@ -66,7 +66,7 @@ def ours(order: dict[str, Any]) -> tuple[Trials, dict[str, Any]]:
         loading.join()
     return {
         "ours": lambda: method.aggregate(state, updates),
-        "parsed": lambda: method.aggregate(state, [content_to_update(content, None, form) for content in contents]),
+        "parsed": lambda: method.aggregate(state, [content_to_update(content, form=form) for content in contents]),
         "mixing": lambda: apply_mix([update.weights for update in updates], mix, state.layout),
     }, {"exact": exactness(updates, method, state)}
 

@@ -105,7 +105,7 @@ def seconds_of_aggregation(
         initial, layout = get_weights(model), layout_of(model)
         evaluation = replace(training_options(config), batch_size=ROWS)
         judge = ModelJudge(model, validation, evaluation)
-        updates = [_update(initial, client_id) for client_id in range(CLIENTS)]
+        updates = [made_up_update(initial, client_id) for client_id in range(CLIENTS)]
 
         def anew(weights: Weights) -> tuple[float, float]:
             """What the peer's application does for every candidate: a snapshot, the rows from their files, the whole model."""
@@ -138,7 +138,7 @@ def seconds_of_aggregation(
     return found
 
 
-def _update(initial: Weights, client_id: int) -> ClientUpdate:
+def made_up_update(initial: Weights, client_id: int) -> ClientUpdate:
     """A model a little away from the initial one."""
     rng = generator(0, purpose="timing", client_id=client_id)
     weights = {
