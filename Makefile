@@ -10,6 +10,7 @@ help:
 	@echo "make test    install what the tests need and run all of them"
 	@echo "make check   lint, types and tests"
 	@echo "make bench-quick   every benchmark of docs/performance.md in its small version, results in .fedmap/bench"
+	@echo "make bench-quick   the benchmarks of speed, small; the peers' environments are made first (minutes, once)"
 	@echo "make clean   remove the virtual environment, demo data and caches"
 
 $(VENV)/installed: requirements.txt requirements-towers.txt requirements-fedops.txt
@@ -49,6 +50,19 @@ bench-quick: $(VENV)/installed-dev
 	$(BIN)/python -m benchmarks.search --quick --out $(BENCH)/search.json
 	$(BIN)/python -m benchmarks.server_memory --quick --out $(BENCH)/server_memory.json
 	$(BIN)/python -m benchmarks.start --quick --out $(BENCH)/start.json
+
+# Small versions, beside the full results and not in their place.
+QUICK := outputs/benchmarks
+BENCHMARKS := aggregation search start wire round deployed scale
+
+.peer/venv/bin/python:
+	$(BIN)/python -m benchmarks.make_peer_venv
+
+.peer/ray/bin/python:
+	$(BIN)/python -m benchmarks.make_scale_venv
+
+bench-quick: $(VENV)/installed-dev .peer/venv/bin/python .peer/ray/bin/python
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick --out $(QUICK)/$$name.json; done
 
 clean:
 	rm -rf $(VENV) demo .fedmap .mypy_cache .ruff_cache .pytest_cache .hypothesis
