@@ -58,10 +58,10 @@ BENCHMARKS := aggregation search start wire round deployed scale
 .peer/venv/bin/python:
 	$(BIN)/python -m benchmarks.make_peer_venv
 
-.peer/ray/bin/python:
+.peer/scale/bin/python:
 	$(BIN)/python -m benchmarks.make_scale_venv
 
-bench-quick: $(VENV)/installed-dev .peer/venv/bin/python .peer/ray/bin/python
+bench-quick: $(VENV)/installed-dev .peer/venv/bin/python .peer/scale/bin/python
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --quick --out $(QUICK)/$$name.json; done
 
 clean:
