@@ -30,6 +30,7 @@ from benchmarks.fault_ground.injection import (
 )
 from benchmarks.fault_ground.trial import Check, Trial, model_bits
 from fedmap.config import compose_and_resolve, parse, save
+from fedmap.files import write_text
 
 ROUNDS = 5
 COMMON = (
@@ -109,7 +110,7 @@ def _serve(folder: Path, tree: dict[str, object]) -> None:
             print(text, flush=True)
 
         def clients(self, round_index: int, client_ids: Sequence[int]) -> None:
-            (folder / "round").write_text(str(round_index))
+            write_text(folder / "round", str(round_index))
 
     report.write_report = lambda path: path  # plots are no part of what is tried, and take longer than the run
     folder.mkdir(exist_ok=True)
@@ -187,7 +188,7 @@ def random_deaths(place: Path, known: Reference, rng: random.Random) -> Trial | 
     start, moment, which = rng.randint(1, ROUNDS - 1), rng.uniform(0.0, 0.5), rng.random()
 
     def kill(server: psutil.Process, folder: Path) -> None:
-        while not (folder / "round").exists() or int((folder / "round").read_text() or 0) < start:
+        while not (folder / "round").exists() or int((folder / "round").read_text()) < start:
             if server.status() == psutil.STATUS_ZOMBIE:
                 return
             time.sleep(0.005)
