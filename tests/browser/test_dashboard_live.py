@@ -151,7 +151,7 @@ def test_a_run_is_watched_from_its_first_round_to_its_last(visit: Visit, run: tu
         assert re.search(r"now|\d+ s ago", row.text_content() or "")
     problems = page.locator("#problems-table tbody tr").all_text_contents()
     (lost,) = [client for record in rounds for client in record["clients"] if client["status"] != "ok"]
-    assert problems == [f"client 2failed2{lost['reason']}"]
+    assert problems == [f"client 2failed2{lost['code']}{lost['reason']}"]
     assert "<img src=x" in lost["reason"]
     assert page.evaluate("window.hacked") is None
     assert page.locator("#main img").count() == 0
