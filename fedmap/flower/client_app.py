@@ -138,9 +138,12 @@ def train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
-    """Score the model this client uses on its own test split."""
+    """Score the model this client uses on its own test split; with privacy nothing is scored, and nothing told."""
 
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
+        if session.config.privacy.wanted:
+            _tell(context, "finished" if run.final else "evaluated", round=run.num_rounds)
+            return counts_to_content(client_id, {})
         broadcast = content_to_broadcast(message.content, session.shapes())
         memory = session.memories(client_id, run).before(broadcast.round_index)
         result = session.client(client_id, run).evaluate_round(broadcast, memory, "test")

@@ -334,9 +334,6 @@ class Server:
                 self.progress.note(f"after the run had failed: {error}")
 
     def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
-        if self.config.privacy.wanted:
-            self.progress.note(f"privacy={self.config.privacy.name}: the clients do not tell how the model does on their own rows")
-            return {}
         registry.refresh(5.0)
         clients = {node: client_id for client_id, node in registry.nodes.items()}
         if not clients:
@@ -345,7 +342,11 @@ class Server:
         seconds = self.config.runtime.round_seconds
         messages = {node: Message(content, node, MessageType.EVALUATE, ttl=lifetime(seconds), group_id="final") for node in clients}
         found = {}
-        for node, answer in registry.exchange.ask(messages, seconds).items():
+        answers = registry.exchange.ask(messages, seconds)
+        if self.config.privacy.wanted:  # they learn that the run has ended, and say nothing
+            self.progress.note(f"privacy={self.config.privacy.name}: the clients do not tell how the model does on their own rows")
+            return {}
+        for node, answer in answers.items():
             try:
                 if answer.content is None:
                     raise UpdateError(answer.failure)

@@ -315,6 +315,8 @@ def _sentence(event: dict[str, Any], client_id: int) -> str:
     if kind == "trained":
         f1 = "" if event["f1"] is None else f", validation macro-F1 {event['f1']:.3f}"
         return f"{place}, trained in {_number(event['seconds'], 1)} s, loss {_number(event['loss'])}{f1}"
+    if kind in ("finished", "evaluated") and "macro_f1" not in event:
+        return f"{who}: its part is done; scores on its own rows are not told (privacy)"
     if kind in ("finished", "evaluated"):
         return f"{who}: test macro-F1 {event['macro_f1']:.3f}, micro-F1 {event['micro_f1']:.3f} on {event['num_test']} rows"
     what = "left out of this round" if event.get("asked") == "train" else "no answer"
