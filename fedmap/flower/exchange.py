@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
+
+from fedmap.flower.parcels import of_kind
 
 _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid that waits by itself says poll_seconds = 0
 _TRANSPORT = (OSError, httpx.HTTPError)  # the SuperLink cannot be reached, which is no client's doing
@@ -222,4 +224,4 @@ def _replies(grid: Grid, asked: list[str]) -> Iterator[tuple[str, Message | str]
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of all arrays in a message's content."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+    return sum(len(array.data) for record in of_kind(content, ArrayRecord).values() for array in record.values())

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.constant import SType
 
 from fedmap import npy
@@ -26,6 +26,12 @@ from fedmap.weights import Weights
 
 _EXTRA, _PACKED, _NAMES = "extra.", "packed.", "names."
 _STYPE = "fedmap.packed"
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
+
+
+def of_kind(content: RecordDict, kind: type[Record]) -> dict[str, Record]:
+    """A message's records of one kind, to read from; Flower's own properties check every key and value anew, at ten times the price."""
+    return {key: record for key, record in content.items() if isinstance(record, kind)}
 
 
 def arrays_to_record(weights: Weights) -> ArrayRecord:
@@ -88,7 +94,7 @@ def parcels_of(content: RecordDict, form: Form | None = None) -> Parcels:
         UpdateError: an array cannot be read or is of another form, or packed arrays have no names or bytes.
         KeyError: the model is missing.
     """
-    keys = [WEIGHTS, *(key for key in content.array_records if key.startswith(_EXTRA))]
+    keys = [WEIGHTS, *(key for key in of_kind(content, ArrayRecord) if key.startswith(_EXTRA))]
     if form is None:
         return {key.removeprefix(_EXTRA): _parcel(content, key) for key in keys}
     check_groups("the client", [key.removeprefix(_EXTRA) for key in keys[1:]], form.extras)
@@ -97,11 +103,11 @@ def parcels_of(content: RecordDict, form: Form | None = None) -> Parcels:
 
 
 def _parcel(content: RecordDict, key: str, kinds: Mapping[str, Kind] | None = None) -> Parcel:
-    whole = record_to_arrays(content.array_records[key], kinds)
-    packed = content.array_records.get(f"{_PACKED}{key}")
+    whole = record_to_arrays(of_kind(content, ArrayRecord)[key], kinds)
+    packed = of_kind(content, ArrayRecord).get(f"{_PACKED}{key}")
     if packed is None:
         return Parcel(whole)
-    names = content.config_records.get(f"{_NAMES}{key}", ConfigRecord()).get("names")
+    names = of_kind(content, ConfigRecord).get(f"{_NAMES}{key}", ConfigRecord()).get("names")
     if set(packed) != {"data"} or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UpdateError(f"{key}: the packed arrays are malformed, expected one piece of bytes and a list of names")
     return Parcel(whole, tuple(str(name) for name in names), packed["data"].data)
@@ -118,9 +124,9 @@ def compression_of(content: RecordDict) -> Compression:
     Raises:
         UpdateError: the server speaks of codes that this version does not know.
     """
-    if "compression" not in content.config_records:
+    if "compression" not in of_kind(content, ConfigRecord):
         return Compression()
-    found: dict[str, Any] = dict(content.config_records["compression"])
+    found: dict[str, Any] = dict(of_kind(content, ConfigRecord)["compression"])
     try:
         settings = Compression(**found)
     except TypeError as error:

@@ -22,7 +22,7 @@ from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 from fedmap.compression import Compression
 from fedmap.compression.parcels import WEIGHTS, Parcel, Parcels, Shapes, pack_broadcast, unpack_broadcast, unpack_update
 from fedmap.errors import DataError, UpdateError
-from fedmap.flower.parcels import compression_of, parcels_of, put_compression, put_parcels
+from fedmap.flower.parcels import compression_of, of_kind, parcels_of, put_compression, put_parcels
 from fedmap.guard.form import Form, check_size
 from fedmap.metrics import MultilabelCounts
 from fedmap.reasons import Reason
@@ -77,7 +77,7 @@ class ClientCard:
 
 
 def _config(content: RecordDict, key: str) -> Mapping[str, Any]:
-    return cast(Mapping[str, Any], content.config_records[key])
+    return cast(Mapping[str, Any], of_kind(content, ConfigRecord)[key])
 
 
 def broadcast_to_content(broadcast: Broadcast, run: RunInfo, compression: Compression = PLAIN) -> RecordDict:
@@ -86,7 +86,7 @@ def broadcast_to_content(broadcast: Broadcast, run: RunInfo, compression: Compre
     put_parcels(content, pack_broadcast(broadcast, compression, run.seed))
     if compression != PLAIN:
         put_compression(content, compression)
-    content.config_records["round"].update({"index": broadcast.round_index, "rule": broadcast.rule})
+    of_kind(content, ConfigRecord)["round"].update({"index": broadcast.round_index, "rule": broadcast.rule})
     content["scalars"] = ConfigRecord(dict(broadcast.scalars))
     return content
 
@@ -199,7 +199,7 @@ def _counts_to(content: RecordDict, counts: Mapping[str, MultilabelCounts]) -> N
 
 def _counts_from(content: RecordDict, num_labels: int | None) -> dict[str, MultilabelCounts]:
     found = {}
-    for key, record in content.metric_records.items():
+    for key, record in of_kind(content, MetricRecord).items():
         if key.startswith("counts."):
             length = len(cast(list[int], record["tp"]))
             if num_labels is not None and length != num_labels:  # before memory is taken for what a client claims
@@ -302,7 +302,7 @@ def content_to_update(
     try:
         client = _config(content, "client")
         groups = unpack_update(parcels_of(content, form), sent or Broadcast(0, {}), compression)
-        signals: dict[str, Any] = dict(content.metric_records["signals"].items())
+        signals: dict[str, Any] = dict(of_kind(content, MetricRecord)["signals"].items())
         return ClientUpdate(
             client_id=_integer(client, "client-id"),
             round_index=_integer(client, "round-index"),
@@ -315,9 +315,9 @@ def content_to_update(
                 custom=_prefixed(signals, "custom."),
             ),
             extras=groups,
-            scalars={name: float(value) for name, value in content.metric_records["scalars"].items()},  # type: ignore[arg-type]
+            scalars={name: float(value) for name, value in of_kind(content, MetricRecord)["scalars"].items()},  # type: ignore[arg-type]
             counts=_counts_from(content, num_labels),
-            seconds={name: float(value) for name, value in content.metric_records["seconds"].items()},  # type: ignore[arg-type]
+            seconds={name: float(value) for name, value in of_kind(content, MetricRecord)["seconds"].items()},  # type: ignore[arg-type]
         )
     except UpdateError:
         raise
