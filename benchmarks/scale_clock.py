@@ -17,7 +17,7 @@ class Job:
 
     Attributes:
         system: one of `benchmarks.scale.SYSTEMS`.
-        task: "mlp" or "cnn", or "fusion" for the head of a movie model.
+        task: "mlp" or "cnn", see `benchmarks.scale_ground`.
         clients: how many; all of them take part in each round.
         rounds: of training.
         seed: of the data and of the initial model.

@@ -55,10 +55,6 @@ def tree_of(job: Job) -> dict[str, Any]:
         "runtime.workers": job.workers,
     }
     tree = compose_and_resolve("config", [*COMMON, *(f"{key}={value}" for key, value in settings.items())])
-    if job.task == "fusion":
-        from benchmarks.scale_fusion import MODEL, dataset
-
-        return {**tree, "model": MODEL, "dataset": dataset(job)}
     tree["model"] = {"_target_": "benchmarks.scale_ground.Classifier", "task": job.task, "output_size": None}
     tree["dataset"] = {
         "_target_": "benchmarks.scale_ground.ManyClients",
@@ -80,7 +76,6 @@ def run(job: Job, clock: Clock, place: Path) -> None:
 
     folder = place / "run"
     tree = tree_of(job)
-    tree["dataset"] = {**tree["dataset"]}
     save(tree, folder / "run.yaml")
     progress = Told(EventProgress(folder / EVENTS), Watch(clock))
     doors._serve_locally(parse(tree), folder / "run.yaml", RunFolder(folder), progress, Server)

@@ -123,6 +123,8 @@ def run_blazefl(job: Job, clock: Clock) -> None:
         def get_dataloader(self, type_: object, cid: int | None, batch_size: int | None, generator: Any) -> DataLoader[Any]:
             return DataLoader(self.get_dataset(type_, cid), batch_size=batch_size, shuffle=True, generator=generator)
 
+    import torch._dynamo  # noqa: F401  # else each of its processes imports it anew in each round, at its first optimiser
+
     score = scorer(job)
     models, clients = Models(), Clients()
     handler = contrib.FedAvgBaseServerHandler(models, job.task, clients, job.rounds, job.clients, 1.0, "cpu", job.batch_size, job.seed)

@@ -1,0 +1,178 @@
+"""Many small clients on one machine: FedMAP's local runtime beside Flower's Ray simulation and blazefl, on one task.
+
+A small MLP (4,810 parameters) and CNN (9,930); each client holds 40 rows and takes four steps of plain SGD per round, and all
+clients take part in every round. Model, rows, batches, steps, optimiser and rounds are the same; the initial weights and the order of
+the rows are each system's own, so that accuracies agree within their spread and not bit for bit. The peers are used as their
+documentation shows, from an environment of their own (`python -m benchmarks.make_scale_venv`).
+
+Each run is a process of its own; the systems take turns. What is compared is the processor time of the whole process tree per
+client and round, and the clients per second of wall time, both from the second round on: the first one warms up. The seconds of other
+programs on the machine stretch the wall, and hardly the processor time.
+
+    python -m benchmarks.scale [--quick] [--seeds N] [--largest N] [--systems ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import Options, Result, Table, Target, main, median
+from benchmarks.make_scale_venv import FOLDER, python_of, versions
+from benchmarks.scale_clock import Job
+from fedmap.config import PROJECT
+from fedmap.errors import FederationError
+
+OURS = {"fedmap": 2, "fedmap-inside": 0}  # by name, runtime.workers
+BLAZEFL = ("blazefl-serial", "blazefl-threads", "blazefl-processes")
+SYSTEMS = (*OURS, "ray", *BLAZEFL)
+TASKS = ("mlp", "cnn")
+SIZES = (10, 100, 500, 2000)
+LIMIT = 3600.0  # seconds
+
+
+def run(job: Job) -> dict[str, Any]:
+    """One run in a process of its own, and what it took.
+
+    Raises:
+        FederationError: it failed; with the end of what it said.
+    """
+    ours = job.system in OURS
+    python, module = (sys.executable, "benchmarks.scale_ours") if ours else (str(python_of()), "benchmarks.scale_peers")
+    with tempfile.TemporaryDirectory(prefix="fedmap-scale-") as folder:
+        out, log = Path(folder) / "out.json", Path(folder) / "log"
+        with log.open("wb") as said:
+            command = [python, "-m", module, json.dumps(asdict(job)), str(out)]
+            try:
+                subprocess.run(command, cwd=PROJECT, stdout=said, stderr=subprocess.STDOUT, check=True, timeout=LIMIT)
+            except subprocess.SubprocessError as error:
+                raise FederationError(f"{job} failed: {error!r:.100}\n{log.read_text(errors='replace')[-2000:]}") from error
+        found: dict[str, Any] = json.loads(out.read_text())
+    print(describe(found), flush=True)
+    return found
+
+
+def job_of(system: str, task: str, clients: int, rounds: int, seed: int) -> Job:
+    """A job as each system wants it."""
+    job = Job(system, task, clients, rounds, seed)
+    return replace(job, workers=OURS[system]) if system in OURS else job
+
+
+def steady(found: Mapping[str, Any], what: str) -> list[float]:
+    """Per client, what each round from the second on took of "wall" or "processor", in milliseconds."""
+    clients, marks = found["job"]["clients"], found[what]
+    return [(after - before) / clients * 1e3 for before, after in itertools.pairwise(marks[1:])]
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """One line."""
+    job = found["job"]
+    return (
+        f"{job['system']:18s} {job['task']} {job['clients']:5d} clients, seed {job['seed']}: processor {median(steady(found, 'processor')):8.3f} ms, "
+        f"wall {median(steady(found, 'wall')):8.3f} ms per client and round, {found['memory'][-1]:6.0f} MB, accuracy {found['accuracy'][-1]:.3f}"
+    )
+
+
+def measure(options: Options) -> Result:
+    """All runs, taking turns."""
+    if not python_of().is_file():
+        raise FederationError(
+            f"the peers are not installed in {FOLDER}; make their environment with `python -m benchmarks.make_scale_venv`"
+        )
+    systems: Sequence[str] = options.extra.systems or SYSTEMS
+    clients, rounds = (20, 3) if options.quick else (100, 5)
+    runs: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for seed in options.seed_list():
+        for task in TASKS:
+            for system in systems:
+                runs[task, system].append(run(job_of(system, task, clients, rounds, seed)))
+    largest = options.extra.largest or (100 if options.quick else SIZES[-1])
+    growth = {
+        system: [run(job_of(system, "mlp", size, 3, options.seed_list()[0])) for size in SIZES if size <= largest]
+        for system in systems
+        if system in OURS or system == "blazefl-serial"
+    }
+    figures: dict[str, list[float]] = {}
+    for (task, system), found in runs.items():
+        figures[f"processor_ms.{task}.{system}"] = [value for one in found for value in steady(one, "processor")]
+        figures[f"clients_per_second.{task}.{system}"] = [1e3 / value for one in found for value in steady(one, "wall")]
+        figures[f"accuracy.{task}.{system}"] = [one["accuracy"][-1] for one in found]
+        figures[f"memory_mb.{task}.{system}"] = [max(one["memory"]) for one in found]
+    for system, found in growth.items():
+        for one in found:
+            size = one["job"]["clients"]
+            figures[f"growth.processor_ms.{system}.{size}"] = steady(one, "processor")
+            figures[f"growth.memory_mb.{system}.{size}"] = [max(one["memory"])]
+    return Result(
+        settings={
+            "clients": clients,
+            "rounds": rounds,
+            "largest": largest,
+            "peers": versions(python_of()),
+            "job": asdict(Job("", "", 0, 0)),
+        },
+        figures=figures,
+        tables=[_compared(runs), _grown(growth)],
+        targets=_targets(runs, growth),
+    )
+
+
+def _ratio(runs: Mapping[tuple[str, str], list[dict[str, Any]]], what: str, task: str, ours: str, peer: str) -> float:
+    """How many times more the peer takes, the median of pairs of runs that came one after the other."""
+    pairs = zip(runs[task, ours], runs[task, peer], strict=True)
+    return median([median(steady(theirs, what)) / median(steady(own, what)) for own, theirs in pairs])
+
+
+def _targets(runs: Mapping[tuple[str, str], list[dict[str, Any]]], growth: Mapping[str, list[dict[str, Any]]]) -> list[Target]:
+    targets = []
+    for task in TASKS:
+        for peer in ("ray", *BLAZEFL):
+            if {(task, peer), (task, "fedmap")} <= set(runs):
+                wall = _ratio(runs, "wall", task, "fedmap", peer)
+                targets.append(Target(f"clients per second, {task}: FedMAP with 2 workers against {peer}", wall, 2.0))
+            if {(task, peer), (task, "fedmap-inside")} <= set(runs):
+                processor = _ratio(runs, "processor", task, "fedmap-inside", peer)
+                targets.append(Target(f"processor time, {task}: {peer} against FedMAP in one process", processor, 2.0))
+    if found := growth.get("fedmap-inside"):
+        first, last = (median(steady(one, "processor")) for one in (found[min(1, len(found) - 1)], found[-1]))
+        targets.append(Target(f"time is linear: per client, {found[-1]['job']['clients']} clients against 100", last / first, 1.2, "<="))
+    return targets
+
+
+def _compared(runs: Mapping[tuple[str, str], list[dict[str, Any]]]) -> Table:
+    rows = []
+    for (task, system), found in runs.items():
+        processor, wall = ([value for one in found for value in steady(one, what)] for what in ("processor", "wall"))
+        accuracy = [one["accuracy"][-1] for one in found]
+        shown = f"{median(accuracy):.3f} ({min(accuracy):.3f} to {max(accuracy):.3f})"
+        rows.append((task, system, median(processor), 1e3 / median(wall), max(one["memory"][-1] for one in found), shown))
+    columns = ("task", "system", "processor ms per client and round", "clients per second (wall)", "MB, whole tree", "accuracy")
+    return Table("Per client and round, from the second round on", columns, rows)
+
+
+def _grown(growth: Mapping[str, list[dict[str, Any]]]) -> Table:
+    rows = [
+        (system, one["job"]["clients"], median(steady(one, "processor")), 1e3 / median(steady(one, "wall")), max(one["memory"]))
+        for system, found in growth.items()
+        for one in found
+    ]
+    columns = ("system", "clients", "processor ms per client and round", "clients per second (wall)", "MB, whole tree")
+    return Table("From few clients to many (MLP)", columns, rows)
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--largest", type=int, help="the largest number of clients (default 2000, with --quick 100)")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, help="only these (default all)")
+
+
+if __name__ == "__main__":
+    sys.exit(main("scale", measure, seeds=3, description=__doc__.strip().splitlines()[0], arguments=_arguments))
