@@ -75,6 +75,7 @@ def main(name: str, seconds: float, folder: Path) -> None:
         f"-max_len={LARGEST_BYTES}",
         "-rss_limit_mb=0",  # the limit is the process's own, set above
         "-len_control=20",
+        f"-report_slow_units={HANG_SECONDS}",
         "-print_final_stats=1",
         "-use_value_profile=1",
     ]

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from fedmap.errors import FederationError
@@ -107,7 +108,7 @@ class Watch:
         elif event in _PATHS:
             for position in _PATHS[event]:
                 self._path(event, arguments[position])
-        elif event in _FORBIDDEN and not self.processes:
+        elif event in _FORBIDDEN and not self.processes and not _importing():
             self.seen.append(f"{_FORBIDDEN[event]}: {event} {arguments!r:.200}")
 
     def _path(self, event: str, path: object) -> None:
@@ -119,6 +120,16 @@ class Watch:
             return  # relative to a folder that is open: the target's own, whose opening was seen
         if not str(whole.parent.resolve() / whole.name).startswith((self.folder, "/dev/null")):
             self.seen.append(f"{event} {text!r}")
+
+
+def _importing() -> bool:
+    """Whether a library is being imported for the first time, which may look for others."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def limit_memory() -> None:

@@ -107,15 +107,15 @@ class Fronts:
             raise AssertionError(f"HTTP {found[1].decode()}: {answer[-300:]!r}; {seen}")
         if seen:
             raise AssertionError(f"the front failed: {seen[0][-3000:]}")
-        if self.count % _ALIVE_EVERY == 0 and not self._ask(front.url, _request("GET", "/health/live")).startswith(b"HTTP/1.1 200"):
+        if self.count % _ALIVE_EVERY == 0 and not self._ask(front.url, _request("GET", "/health/live"), 20.0).startswith(b"HTTP/1.1 200"):
             raise AssertionError("the front does not answer any more")
 
-    def _ask(self, url: str, request: bytes) -> bytes:
+    def _ask(self, url: str, request: bytes, seconds: float = _FIRST_SECONDS) -> bytes:
         host, port = urlsplit(url).hostname, urlsplit(url).port
         answer = b""
         with socket.create_connection((host, port), timeout=5) as connection:
             connection.sendall(request.replace(b"HOST", f"127.0.0.1:{port}".encode()))
-            connection.settimeout(_FIRST_SECONDS)
+            connection.settimeout(seconds)
             try:
                 while len(answer) < 1 << 20 and (part := connection.recv(1 << 16)):
                     answer += part
