@@ -26,7 +26,7 @@ class Compression:
 
     up: str = "none"
     down: str = "none"
-    density: float = 0.05
+    density: float = 0.2
     block: int = 256
     smallest: int = 1024
     feedback: bool = False

@@ -33,7 +33,7 @@ def stop_client_2(update):
 
 def test_a_server_and_two_clients_give_the_same_model_as_one_process(place: Place) -> None:
     federation = ["dataset.num_clients=2", "num_clients=2", "num_rounds=2", "num_epochs=2", "learning_rate=0.02"]
-    packed = ("compression=topk", "compression.smallest=16")  # which the clients learn from the server
+    packed = ("compression=topk", "compression.density=0.05", "compression.smallest=16")  # which the clients learn from the server
     place.server(*federation, *packed, "service.port=0")
     found = wait_for(lambda: re.search(r"the page of this run: (\S+)", place.said("server")), 60, place.everything_said)
     watcher = Watcher(f"{found[1]}/events")
