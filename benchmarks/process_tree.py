@@ -97,7 +97,7 @@ class Recorder:
     """
 
     pids: list[int] = field(default_factory=list)
-    seconds: float = 0.1
+    seconds: float = 0.3
     readings: list[tuple[float, float]] = field(default_factory=list)
     peak: Peak = field(default_factory=Peak)
     _over: threading.Event = field(default_factory=threading.Event)

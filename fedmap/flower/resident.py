@@ -24,6 +24,7 @@ import psutil
 from flwr.app import Context, Message
 
 from fedmap.errors import ClientMemoryError, FederationError
+from fedmap.flower.pipes import receive, send
 
 _CODE = Path(__file__).resolve().parents[2]  # the folder that holds the app
 _LONGEST = 100  # bytes of a socket's path; Linux takes 107, macOS 103
@@ -44,8 +45,8 @@ def answer(message: Message, context: Context) -> Message | None:
     with _connected(place) as (pipe, pid):
         asked = message.metadata.message_type
         try:
-            pipe.send((message, context))
-            reply, context.state = pipe.recv()
+            send(pipe, (message, context))
+            reply, context.state = receive(pipe)
         except (EOFError, OSError) as error:
             reason = f"the client's process {pid} ended while it answered the server's {asked} message"
             raise ClientMemoryError(f"{reason}; it was killed, or the client has too little memory") from error
@@ -82,7 +83,7 @@ def _connected(place: Path) -> Iterator[tuple[Connection, int]]:
             continue
         if code == str(_CODE):
             break
-        pipe.send(None)  # of another run's code: it ends, and makes way
+        send(pipe, None)  # of another run's code: it ends, and makes way
         pipe.close()
         time.sleep(0.02)
     with pipe:
@@ -113,11 +114,16 @@ def serve(place: Path) -> None:
         while True:
             with suppress(EOFError, OSError), listener.accept() as pipe:
                 pipe.send((str(_CODE), os.getpid()))
-                asked = pipe.recv()
-                if asked is None:
+                if not _serve_one(pipe):
                     return
-                pipe.send(_answered(pipe, *asked))
-                del asked
+
+
+def _serve_one(pipe: Connection) -> bool:
+    """Answer one message; False where none comes because other code is to follow."""
+    asked = receive(pipe)
+    if asked is not None:
+        send(pipe, _answered(pipe, *asked))
+    return asked is not None
 
 
 def _answered(pipe: Connection, message: Message, context: Context) -> tuple[Message, object]:
