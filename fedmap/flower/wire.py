@@ -167,7 +167,7 @@ def content_to_card(content: RecordDict) -> ClientCard:
             model_names=tuple(str(name) for name in record["model-names"]),
             fingerprint=str(record["fingerprint"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UpdateError(f"the client's answer to the server's first question is malformed: {error!r}") from error
 
 
@@ -224,7 +224,7 @@ def content_to_counts(content: RecordDict, num_labels: int | None = None) -> tup
     raise_problem(content)
     try:
         return int(_config(content, "client")["client-id"]), _counts_from(content, num_labels)
-    except (KeyError, TypeError, ValueError, DataError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
         raise UpdateError(f"malformed evaluation reply: {error!r}") from error
 
 
@@ -321,7 +321,7 @@ def content_to_update(
         )
     except UpdateError:
         raise
-    except (KeyError, TypeError, ValueError, DataError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
         raise UpdateError(f"malformed update: {error!r:.500}") from error
 
 
