@@ -9,9 +9,11 @@ messages are not packed. Needs `python -m benchmarks.make_peer_venv`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,7 +28,7 @@ from benchmarks.wire_bytes import FROZEN, exchange, peer_bytes, train_a_round
 from benchmarks.wire_scores import scores
 from fedmap.compression import Compression
 from fedmap.config import PROJECT, compose_and_resolve, parse
-from fedmap.files import write_json
+from fedmap.files import plain, write_json
 
 MODELS = {"whole": "all trained", "frozen-bert": "BERT frozen", "head": "both towers frozen"}
 STRATEGIES = {"fedavg": "fedavg", "per-modality": "modality_aware"}  # the names of benchmarks.modality_runs
@@ -54,7 +56,11 @@ def measure(options: Options) -> Result:
     """Both halves."""
     torch.set_num_threads(1)
     codes = options_of_compression()
-    sizes, peer = measure_bytes(codes, options.quick)
+    with tempfile.TemporaryDirectory() as folder:
+        file = (options.extra.work or Path(folder)) / "wire" / f"bytes{'-quick' if options.quick else ''}.json"
+        key = {"how": {name: vars(how) for name, how in codes.items()}}
+        bytes_found = _kept(file, key, functools.partial(measure_bytes, codes, options.quick))
+    sizes, peer = bytes_found["sizes"], bytes_found["peer"]
     found = measure_scores(codes, options)
     figures = {
         f"{model}.{name}.{key}": [float(size[key])] for model, by_name in sizes.items() for name, size in by_name.items() for key in size
@@ -82,8 +88,8 @@ Sizes = dict[str, dict[str, dict[str, float]]]  # by model and option
 Scores = dict[tuple[str, str, str], list[dict[str, Any]]]  # by ground, strategy and option, one per seed
 
 
-def measure_bytes(codes: dict[str, Compression], quick: bool) -> tuple[Sizes, dict[str, str]]:
-    """Bytes down and up, their ratio to the peer's, and whether the very bits arrive."""
+def measure_bytes(codes: dict[str, Compression], quick: bool) -> dict[str, Any]:
+    """ "sizes": bytes down and up, their ratio to the peer's, and whether the very bits arrive; "peer": its versions."""
     sizes: Sizes = {}
     versions: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +104,7 @@ def measure_bytes(codes: dict[str, Compression], quick: bool) -> tuple[Sizes, di
                 counted = one.counted / ours
                 sizes[model][name] = {"down": one.down, "up": one.up, "ratio": ours / theirs, "same": one.same, "counted": counted}
             print(f"bytes, {MODELS[model]}: done", flush=True)
-    return sizes, versions
+    return {"sizes": sizes, "peer": versions}
 
 
 def measure_scores(codes: dict[str, Compression], options: Options) -> Scores:
@@ -116,12 +122,19 @@ def measure_scores(codes: dict[str, Compression], options: Options) -> Scores:
                     for name, how in codes.items():
                         file = work / "wire" / f"{setting}-{strategy}-{name.replace(' ', '_')}-{seed}.json"
                         key = {"overrides": overrides, "rows": len(movies.table), "trials": trials, "how": vars(how)}
-                        one = json.loads(file.read_text()) if file.is_file() else {}
-                        if one.get("key") != key:
-                            one = {"key": key, "run": scores(ground, strategy, trials, how)}
-                            write_json(file, one)
-                        found.setdefault((setting, strategy, name), []).append(one["run"])
+                        one = _kept(file, key, functools.partial(scores, ground, strategy, trials, how))
+                        found.setdefault((setting, strategy, name), []).append(one)
                 print(f"scores, {SETTINGS[setting].title}, seed {seed}: done", flush=True)
+    return found
+
+
+def _kept(file: Path, key: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What the file keeps under the key, or what is made now, and kept."""
+    one: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if one.get("key") != key:
+        one = {"key": key, "run": plain(make())}
+        write_json(file, one)
+    found: dict[str, Any] = one["run"]
     return found
 
 
@@ -140,7 +153,7 @@ def byte_tables(sizes: Sizes, bert: str) -> list[Table]:
 def differences(found: Scores, ground: str, strategy: str, name: str, score: str = "tuned") -> list[float]:
     """Points of macro-F1 by which runs differ from those that are not packed, seed by seed."""
     pairs = zip(found[ground, strategy, name], found[ground, strategy, "none"], strict=True)
-    return [100 * (ours[score] - plain[score]) for ours, plain in pairs]
+    return [100 * (ours[score] - unpacked[score]) for ours, unpacked in pairs]
 
 
 def score_tables(found: Scores) -> list[Table]:
@@ -180,12 +193,12 @@ def targets(sizes: Sizes, found: Scores, quick: bool) -> list[Target]:
     stated.append(Target("both towers frozen, none: part of the peer's bytes", sizes["head"]["none"]["ratio"], 1 / 40, "<="))
     for ground, strategy in dict.fromkeys((ground, strategy) for ground, strategy, _ in found):
         where = f"{STRATEGIES[strategy]}, {SETTINGS[ground].title}"
-        plain = [100 * one["tuned"] for one in found[ground, strategy, "none"]]
+        unpacked = [100 * one["tuned"] for one in found[ground, strategy, "none"]]
         exact = [abs(d) for d in differences(found, ground, strategy, "lossless")]
         stated.append(Target(f"{where}: lossless changes the score by, points", max(exact), 0, "=="))
         for name in ("fp16", "int8"):
             loss = -fmean(differences(found, ground, strategy, name))
-            stated.append(Target(f"{where}: {name} loses, points; stated: the spread over seeds", loss, stdev(plain), "<="))
+            stated.append(Target(f"{where}: {name} loses, points; stated: the spread over seeds", loss, stdev(unpacked), "<="))
     return stated
 
 
