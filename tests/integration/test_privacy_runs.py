@@ -10,7 +10,14 @@ from fedmap.privacy import Privacy
 from fedmap.privacy.accounting import Training, epsilon
 from tests.federations import Notes, model_bytes, run_locally
 
-COMMON = ("dataset.num_clients=2", "strategy=fedavg", "hooks.after_round=null", "training.num_updates=1", "batch_size=32", "privacy.noise_seed=7")
+COMMON = (
+    "dataset.num_clients=2",
+    "strategy=fedavg",
+    "hooks.after_round=null",
+    "training.num_updates=1",
+    "batch_size=32",
+    "privacy.noise_seed=7",
+)
 
 
 @pytest.mark.parametrize("name", ["record", "client"])

@@ -155,7 +155,11 @@ def test_epsilon_of_rows_is_that_of_the_known_runs_on_mnist(noise_multiplier: fl
 def test_epsilon_grows_with_rounds_and_shrinks_with_noise_and_the_worst_client_counts() -> None:
     training = Training(8, 1, None)
     assert epsilon(RECORD, training, 0, 40) == 0
-    assert epsilon(RECORD, training, 1, 40) < epsilon(RECORD, training, 2, 40) < epsilon(replace(RECORD, noise_multiplier=1.0), training, 2, 40)
+    assert (
+        epsilon(RECORD, training, 1, 40)
+        < epsilon(RECORD, training, 2, 40)
+        < epsilon(replace(RECORD, noise_multiplier=1.0), training, 2, 40)
+    )
     worst = largest_epsilon(RECORD, training, {0: 2, 1: 2, 2: 1, 7: 9}, {0: 400, 1: 16, 2: 400})
     assert worst == epsilon(RECORD, training, 2, 16)  # fewer rows are drawn more often; client 7 never joined
 
@@ -163,7 +167,9 @@ def test_epsilon_grows_with_rounds_and_shrinks_with_noise_and_the_worst_client_c
 @pytest.mark.parametrize("privacy", [CLIENT, RECORD], ids=["client", "record"])
 def test_a_private_client_sends_its_model_and_its_size_alone(privacy: Privacy) -> None:
     def boast(update: ClientUpdate) -> ClientUpdate:
-        return replace(update, scalars={"age": 41.0}, extras={"rows": {"x": np.ones(3)}}, signals=replace(update.signals, custom={"a": 1.0}))
+        return replace(
+            update, scalars={"age": 41.0}, extras={"rows": {"x": np.ones(3)}}, signals=replace(update.signals, custom={"a": 1.0})
+        )
 
     member = client(privacy, after_round=boast)
     broadcast = broadcast_of(member)
