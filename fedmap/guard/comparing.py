@@ -18,6 +18,7 @@ from fedmap.weights import Array, Weights, add_scaled, difference, is_float, nor
 ENOUGH = 3  # clients whose median means something: of two nobody can tell which one is wrong
 _ABSURD = 1e6  # times the size of the model itself: refused even where nothing is known of what is usual
 MANY = 5  # clients whose common direction means something
+_ROUNDING = 1e-12  # of a sum of cosines, for each client: what is smaller is taken for 0
 _KEPT = 0.9  # of what is known of a client's direction, from round to round
 _BLOCK = 1 << 18  # numbers of all clients at a time: they stay in the processor's cache
 
@@ -225,9 +226,9 @@ def _gram(updates: Sequence[ClientUpdate], received: Weights, names: Sequence[st
 
 def _cosines_with_others(cosines: npt.NDArray[np.float64], counted: npt.NDArray[np.bool_]) -> list[float]:
     """For each client the cosine between its change and the sum of the counted others' unit changes; 0 where either is nothing."""
-    found = []
-    for k in range(len(cosines)):
-        others = [j for j in np.flatnonzero(counted) if j != k]
-        length = math.sqrt(max(float(cosines[np.ix_(others, others)].sum()), 0.0)) if others else 0.0
-        found.append(float(cosines[k, others].sum()) / length if length > 0 else 0.0)
-    return found
+    rows = cosines[:, counted].sum(axis=1)  # each with all that are counted, itself among them where it is
+    own = np.where(counted, np.diagonal(cosines), 0.0)
+    whole = float(rows[counted].sum())
+    squares = whole - 2 * np.where(counted, rows, 0.0) + own  # of the others' sums, without adding them up for each client anew
+    lengths = np.sqrt(np.where(squares > _ROUNDING * len(cosines), squares, 0.0))
+    return [float(found) for found in np.divide(rows - own, lengths, out=np.zeros(len(cosines)), where=lengths > 0)]
