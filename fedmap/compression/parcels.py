@@ -196,7 +196,11 @@ def _opened(parcel: Parcel, code: Code | None, shapes: Shapes, group: str) -> Re
     unknown = sorted(set(parcel.names) - set(shapes))
     twice = sorted(set(parcel.names) & set(parcel.whole))
     if unknown or twice or len(set(parcel.names)) != len(parcel.names):
-        problem = f"unknown or of another kind, first {unknown[:3]!r:.200}" if unknown else f"there twice, first {twice[:3] or parcel.names[:3]!r:.200}"
+        problem = (
+            f"unknown or of another kind, first {unknown[:3]!r:.200}"
+            if unknown
+            else f"there twice, first {twice[:3] or parcel.names[:3]!r:.200}"
+        )
         raise UpdateError(f"{group}: packed arrays are {problem}; use the same model configuration on server and clients", Reason.NAMES)
     return Reader(parcel.data)
 

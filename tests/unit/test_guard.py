@@ -112,7 +112,9 @@ def test_further_groups_are_those_that_the_strategy_needs() -> None:
     ]:
         refused(replace(GOOD, extras={"control-delta": {"w": array}}), code, message, form)
     refused(GOOD, "names", r"did not send \['control-delta'\], which the strategy needs from every client", form)
-    refused(replace(GOOD, extras={"own": {"z": np.zeros(1)}}), "names", r"sent \['own'\], which the strategy does not expect.*expected_extras")
+    refused(
+        replace(GOOD, extras={"own": {"z": np.zeros(1)}}), "names", r"sent \['own'\], which the strategy does not expect.*expected_extras"
+    )
     refused(replace(GOOD, extras={"control-delta": {}}), "names", r"client 7, control-delta sent.*1 missing \['w'\]", form)
 
 
