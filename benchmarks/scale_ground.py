@@ -132,7 +132,7 @@ class ManyClients:
 
 
 class Classifier(nn.Module):
-    """A small MLP (4,810 parameters) or CNN (9,930); the same module for ours and for the peers.
+    """A small MLP (4,810 parameters) or CNN (9,802); the same module for ours and for the peers.
 
     Args:
         task: "mlp" or "cnn".
