@@ -70,7 +70,16 @@ def _peaks(model: tuple[str, ...], clients: int, options: Options) -> dict[str, 
     if not sys.platform.startswith("linux"):
         raise FederationError("memory is read from /proc, which only Linux has")
     with tempfile.TemporaryDirectory() as folder:
-        prepare(root=f"{folder}/data", num_clients=clients, seed=0, plot=False, source="synthetic", num_movies=max(200, 20 * clients))
+        prepare(
+            root=f"{folder}/data",
+            clients=clients,
+            policy="iid",
+            min_rows=1,
+            seed=0,
+            plot=False,
+            source="synthetic",
+            num_movies=max(200, 20 * clients),
+        )
         command = [
             sys.executable,
             "server_main.py",
@@ -99,6 +108,7 @@ def _peaks(model: tuple[str, ...], clients: int, options: Options) -> dict[str, 
             raise FederationError(
                 f"the run ended with status {server.returncode}: {Path(folder, 'log').read_text(errors='replace')[-1500:]}"
             )
+        print(f"{model[0]}, {clients} clients: {peaks}", flush=True)
         return peaks
 
 
