@@ -1,8 +1,8 @@
 """Many small clients on one machine: FedMAP's local runtime beside Flower's Ray simulation and blazefl, on one task.
 
 A small MLP (4,810 parameters) and CNN (9,802); each client holds 40 rows and takes four steps of plain SGD per round, and all
-clients take part in every round. Model, rows, batches, steps, optimiser and rounds are the same; the initial weights and the order of
-the rows are each system's own, so that accuracies agree within their spread and not bit for bit. The peers are used as their
+clients take part in every round. Model, initial weights, rows, batches, steps, optimiser and rounds are the same; the order of the
+rows is each system's own, so that accuracies agree within their spread and not bit for bit. The peers are used as their
 documentation shows, from an environment of their own (`python -m benchmarks.make_scale_venv`).
 
 Each run is a process of its own; the systems take turns. What is compared is the processor time of the whole process tree per

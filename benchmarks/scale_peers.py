@@ -24,14 +24,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from benchmarks.scale_clock import Clock, Job
 from benchmarks.scale_ground import Classifier, ManyClients
+from fedmap.randomness import torch_seed
 
 _DATA: dict[Any, Any] = {}  # a process's clients, as far as it has seen them
 
 
 def model_of(job: Job) -> Classifier:
-    """The initial model."""
-    torch.manual_seed(job.seed)
-    return Classifier(job.task)
+    """The initial model, as ours is drawn."""
+    with torch_seed(job.seed, purpose="initial-model"):
+        return Classifier(job.task)
 
 
 def rows_of(job: Job, client_id: int) -> TensorDataset:
