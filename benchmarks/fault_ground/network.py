@@ -17,7 +17,7 @@ from fedmap.errors import FederationError
 
 DEPLOYED = ("runtime=superlink", *(value for value in COMMON if not value.startswith(("runtime", "service", "dataset.num_clients"))))
 _KEPT_BACK = "what it says stays with the client"  # a model's own words may hold data: they stay in the client's log
-_GONE = "left before it answered|Node Unavailable|no answer within|stopped responding|ended while it answered"
+_GONE = "lost on its way|left before it answered|Node Unavailable|no answer within|stopped responding|ended while it answered"
 
 
 def left_alone(place: Path, num_clients: int, num_rounds: int) -> tuple[str, float]:

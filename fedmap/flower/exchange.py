@@ -4,11 +4,15 @@ What happens to a straggler: at the deadline its answer is given up. A grid that
 goes on, its answer is refused and noted when it comes, and the node gets no further message before that, so that messages do not pile up
 before a client that is too slow: the next one waits for it, within that round's own deadline. A node that stays silent for as long
 again is taken to have lost the message, and is asked as if nothing had been.
+
+What happens to an answer that the network has lost on its way up, which Flower tells: the node is asked again. It starts from what it
+kept before the round, so its second answer is the first one, bit for bit.
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +26,8 @@ _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid tha
 _TRANSPORT = (OSError, httpx.HTTPError)  # the SuperLink cannot be reached, which is no client's doing
 _ONLINE_SECONDS = 5.0  # how often the grid is asked which nodes are still there
 _NOT_SENT = "the message could not be sent (too large for the SuperLink, or the client has left)"
+_LOST_ON_THE_WAY = (3, 4)  # Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE: the network was cut while an answer went up
+_AGAIN = 2  # times that a node is asked once more in such a case
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class _Overdue:
 def in_words(error: Error) -> str:
     """What Flower says in a client's place, with what that means where its sentence does not tell."""
     reason = error.reason or f"Flower error {error.code}"
+    if error.code in _LOST_ON_THE_WAY:
+        return f"the client's answer was lost on its way, {_AGAIN + 1} times: the network between client and SuperLink fails ({reason})"
     if "Node Unavailable" in reason:
         return f"the client cannot be reached any more ({reason})"
     if "stopped responding" in reason:
@@ -100,6 +108,7 @@ class Exchange:
         started = time.monotonic()
         answers: dict[int, Answer] = {}
         pending: dict[str, int] = {}
+        asked: Counter[int] = Counter()
 
         def settle(node: int, content: RecordDict | None, failure: str = "") -> None:
             answer = Answer(content, failure, time.monotonic() - started)
@@ -108,8 +117,8 @@ class Exchange:
                 answer = replace(answer, content=None)
             answers[node] = answer
 
-        def send(nodes: list[int]) -> None:
-            ids = list(self.grid.push_messages([messages[node] for node in nodes]))
+        def send(nodes: list[int], again: bool = False) -> None:
+            ids = list(self.grid.push_messages([_anew(messages[node]) if again else messages[node] for node in nodes]))
             for node, message_id in zip(nodes, [*ids, *[""] * (len(nodes) - len(ids))], strict=True):
                 if message_id:
                     pending[message_id] = node
@@ -131,7 +140,13 @@ class Exchange:
                 elif isinstance(reply, str):
                     settle(pending.pop(about), None, reply)
                 elif reply.has_error():
-                    settle(pending.pop(about), None, in_words(reply.error))
+                    node = pending.pop(about)
+                    if reply.error.code in _LOST_ON_THE_WAY and asked[node] < _AGAIN:
+                        asked[node] += 1
+                        self.note(f"{self.name(node)}'s answer to {_subject(messages[node])} was lost on its way: it is asked again")
+                        send([node], again=True)
+                    else:
+                        settle(node, None, in_words(reply.error))
                 else:
                     settle(pending.pop(about), reply.content)
             late = {overdue.node for overdue in self._overdue.values()}
@@ -192,6 +207,12 @@ class Exchange:
             f"{who} answered {overdue.subject} after {took:.0f} s, {took - overdue.seconds:.0f} s too late: its answer is not used. "
             "A larger runtime.round_seconds would have waited for it"
         )
+
+
+def _anew(message: Message) -> Message:
+    """The same message once more; a message that has been sent has its number."""
+    about = message.metadata
+    return Message(message.content, about.dst_node_id, about.message_type, ttl=about.ttl, group_id=about.group_id)
 
 
 def _subject(message: Message) -> str:

@@ -206,3 +206,19 @@ def test_bytes_are_those_of_all_arrays() -> None:
     content = RecordDict({"weights": one, "extra.control": one, "client": ConfigRecord({"client-id": 0})})
     assert content_bytes(content) == 2 * len(one["w"].data)
     assert content_bytes(content) >= 2 * 400
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_node_whose_answer_the_network_has_lost_is_asked_again(times: int) -> None:
+    asked: list[str] = []
+
+    def lost(message: Message) -> RecordDict | Error:
+        asked.append(message.metadata.message_id)
+        return Error(code=3, reason="Reply message objects are unavailable") if len(asked) <= times else echo(message)
+
+    answers, _ = ask(Room({11: lost, 12: echo}), (11, 12))
+    assert len(asked) == len(set(asked)) == min(times + 1, 3), "each time with a message of its own"
+    assert bool(answers[11].content) == (times < 3)
+    assert answers[12].content
+    if times == 3:
+        assert "lost on its way, 3 times" in answers[11].failure
