@@ -9,8 +9,7 @@ help:
 	@echo "make demo    install, write the embedded data set, train a federation, print a table and the paths of the results"
 	@echo "make test    install what the tests need and run all of them"
 	@echo "make check   lint, types and tests"
-	@echo "make bench-quick   every benchmark of docs/performance.md in its small version, results in .fedmap/bench"
-	@echo "make bench-quick   the benchmarks of speed, small; the peers' environments are made first (minutes, once)"
+	@echo "make bench-quick   the benchmarks of speed, small, into outputs/benchmarks; the peers' environments are made first (minutes, once)"
 	@echo "make clean   remove the virtual environment, demo data and caches"
 
 $(VENV)/installed: requirements.txt requirements-towers.txt requirements-fedops.txt
@@ -44,16 +43,9 @@ check: lint types test
 # One line for each benchmark of docs/performance.md. The recorded results stay as they are. What needs the peer's environment says so
 # where it is missing: python -m benchmarks.make_peer_venv makes it.
 BENCH := .fedmap/bench
-bench-quick: $(VENV)/installed-dev
-	mkdir -p $(BENCH)
-	$(BIN)/python -m benchmarks.aggregation --quick --out $(BENCH)/aggregation.json
-	$(BIN)/python -m benchmarks.search --quick --out $(BENCH)/search.json
-	$(BIN)/python -m benchmarks.server_memory --quick --out $(BENCH)/server_memory.json
-	$(BIN)/python -m benchmarks.start --quick --out $(BENCH)/start.json
-
 # Small versions, beside the full results and not in their place.
 QUICK := outputs/benchmarks
-BENCHMARKS := aggregation search start wire round deployed scale
+BENCHMARKS := aggregation search server_memory start wire round deployed scale
 
 .peer/venv/bin/python:
 	$(BIN)/python -m benchmarks.make_peer_venv
