@@ -178,7 +178,16 @@ def _peaks(recorder: Recorder) -> dict[str, float]:
     found: dict[str, float] = {}
     for pid, size in recorder.peak.processes.items():
         words = recorder.peak.names[pid]
-        kinds = ("server_main", "client_main", "flwr-serverapp", "flwr-clientapp", "flower-superlink", "flower-supernode", "spawn_main")
+        kinds = (
+            "server_main",
+            "client_main",
+            "flwr-serverapp",
+            "flwr-clientapp",
+            "flower-superlink",
+            "flower-supernode",
+            "fedmap.flower.resident",
+            "spawn_main",
+        )
         kind = next((kind for kind in kinds if kind in words), "")
         if "peer_application" in words:
             kind = "peer server" if " server " in words else "peer client"
