@@ -40,9 +40,7 @@ types: $(VENV)/installed-dev
 
 check: lint types test
 
-# One line for each benchmark of docs/performance.md. The recorded results stay as they are. What needs the peer's environment says so
-# where it is missing: python -m benchmarks.make_peer_venv makes it.
-# Small versions, beside the full results and not in their place.
+# Small versions of the benchmarks in docs/performance.md, beside the recorded results and not in their place.
 QUICK := outputs/benchmarks
 BENCHMARKS := aggregation search server_memory start wire round deployed scale
 
