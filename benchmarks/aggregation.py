@@ -110,8 +110,11 @@ class Contestant:
             self._child.stdin.flush()
         line = self._child.stdout.readline()
         if not line:
+            self._child.wait()
             self._log.seek(0)
-            raise RuntimeError(f"a contestant ended with status {self._child.wait()}: {self._log.read()[-2000:].decode(errors='replace')}")
+            said = self._log.read()[-2000:].decode(errors="replace")
+            self.close()
+            raise RuntimeError(f"a contestant ended with status {self._child.returncode}: {said}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -23,6 +23,7 @@ GROUPS = {  # as in the conf/config.yaml that comes with the project
     "tracking": "tensorboard",
     "security": "loopback",
     "compression": "none",
+    "privacy": "none",
 }
 FEDOPS_STRATEGY = "fedops.server.fedmap.strategy.ModalityAwareAggregation"  # means ours, keyword arguments included
 
