@@ -115,7 +115,11 @@ class Gate:
                 for name, value in HEADERS.items():
                     response.setdefault(name, value)
                 response.setdefault("cache-control", "no-store")
-            await send(message)
+            try:
+                await send(message)
+            except RuntimeError as error:  # uvloop's, where a client hangs up at the moment it is answered
+                if "closed" not in str(error):
+                    raise
 
         limit = self.rules.limit(path)
         refusal = self.rules.refusal(scope["method"], path, headers)

@@ -1,5 +1,6 @@
 """The token and the rules of the gate."""
 
+import asyncio
 import base64
 import stat
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ import pytest
 from starlette.datastructures import Headers
 
 from fedmap.errors import ConfigError
-from fedmap.service.gate import Rules
+from fedmap.service.gate import Gate, Rules
 from fedmap.service.security import credentials, load_token, matches
 
 TOKEN = "abcdefghijklmnopqrstuvwxyz"
@@ -141,3 +142,27 @@ def test_a_foreign_page_may_not_write_even_where_the_browser_knows_the_token(pub
     assert refusal(rules, "POST", "/predict", **HERE, **page) == 403
     assert refusal(rules, "PUT", "/FLSe/cluster/t", **HERE, **page, **BEARER) == 403
     assert refusal(rules, "PUT", "/FLSe/cluster/t", **HERE, **BEARER, origin="http://127.0.0.1:8080") == 0
+
+
+@pytest.mark.parametrize(("words", "passes"), [("the handler is closed", False), ("the page is broken", True)])
+def test_who_hangs_up_before_the_answer_is_no_error_of_the_front(words: str, passes: bool) -> None:
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: object) -> None:
+        raise RuntimeError(words)
+
+    async def app(scope: object, receive: object, send: object) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[operator]
+
+    scope = {"type": "http", "method": "GET", "path": "/health/live", "headers": [(b"host", b"127.0.0.1")]}
+    answered = asyncio.new_event_loop()
+    try:
+        call = Gate(app, Rules())(scope, receive, send)  # type: ignore[arg-type]
+        if passes:
+            with pytest.raises(RuntimeError, match=words):
+                answered.run_until_complete(call)
+        else:
+            answered.run_until_complete(call)
+    finally:
+        answered.close()

@@ -49,7 +49,7 @@ def read(path: Path, bad: BadRows) -> Iterator[Movie]:
                     movie = _movie(fields, f"{shard}, row {row}", _split_of(shard), bad)
                     if movie is not None:
                         yield movie
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(f"{shard}: not a readable Parquet file ({error}); fetch this shard again") from error
 
 
