@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Options, Result, Table, Target, main, median
-from benchmarks.make_scale_venv import FOLDER, python_of, versions
+from benchmarks.make_scale_venv import ENVIRONMENT, FOLDER, python_of
 from benchmarks.scale_clock import Job
 from fedmap.config import PROJECT
 from fedmap.errors import FederationError
@@ -117,7 +117,7 @@ def measure(options: Options) -> Result:
             "clients": clients,
             "rounds": rounds,
             "largest": largest,
-            "peers": versions(python_of()),
+            "peers": ENVIRONMENT.versions(),
             "job": asdict(Job("", "", 0, 0)),
         },
         figures=figures,
