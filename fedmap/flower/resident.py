@@ -153,12 +153,23 @@ def _leave_with_message(pipe: Connection, done: Connection) -> None:
 
 
 def _leave_with_session() -> None:
-    """End with the SuperNode, which leads this session."""
-    with suppress(psutil.Error):
-        leader = psutil.Process(os.getsid(0))
-        while leader.is_running() and leader.status() != psutil.STATUS_ZOMBIE:
-            time.sleep(1.0)
+    """End with the SuperNode, which leads this session; where no leader can be seen, with the process that asked first."""
+    watched = next((process for pid in (os.getsid(0), os.getppid()) for process in _alive(pid)), None)
+    while watched is not None and _runs(watched):
+        time.sleep(1.0)
     os._exit(1)
+
+
+def _alive(pid: int) -> list[psutil.Process]:
+    with suppress(psutil.Error):
+        return [process for process in (psutil.Process(pid),) if _runs(process)]
+    return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 if __name__ == "__main__":

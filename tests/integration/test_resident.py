@@ -27,7 +27,10 @@ sys.path.insert(0, sys.argv[1])
 from flwr.app import Context, RecordDict
 from fedmap.flower import resident
 from tests.integration.test_resident import asked
-resident.answer(asked(), Context(1, 2, {"config": sys.argv[2], "events": "events.jsonl", "client-id": 1}, RecordDict(), {}))
+from fedmap.flower.wire import content_to_card
+node = {"config": sys.argv[2] + "/run.yaml", "events": "events.jsonl", "client-id": 1}
+reply = resident.answer(asked(), Context(1, 2, node, RecordDict(), {}))
+open(sys.argv[2] + "/answered", "w").write(str(content_to_card(reply.content).client_id))
 """
 
 
@@ -55,6 +58,17 @@ def short_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def residents(folder: Path) -> list[psutil.Process]:
     found = [p for p in psutil.process_iter(["cmdline", "status"]) if str(folder / "resident") in (p.info["cmdline"] or [])]
     return [p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]
+
+
+@contextlib.contextmanager
+def asking(folder: Path, before: str = "", **how: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that asks once, killed at the end of the block if it still runs."""
+    process = subprocess.Popen([sys.executable, "-c", before + ASK, str(PROJECT), str(folder)], **how)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def asked() -> Message:
@@ -111,20 +125,31 @@ def test_one_that_dies_at_work_is_the_answer(context: Context, short_folder: Pat
 
 
 def test_it_gives_up_when_nobody_waits_for_the_answer(short_folder: Path, endless: Path, tmp_path: Path) -> None:
-    asker = subprocess.Popen([sys.executable, "-c", ASK, str(PROJECT), str(tmp_path / "run.yaml")])
-    wait_for(endless.exists, 120, lambda: "nothing is read")
-    (process,) = residents(short_folder)
-    asker.kill()
-    asker.wait()
-    process.wait(30)
+    with asking(tmp_path) as asker:
+        wait_for(endless.exists, 120, lambda: "nothing is read")
+        (process,) = residents(short_folder)
+        asker.kill()
+        asker.wait()
+        process.wait(30)
 
 
 def test_it_ends_with_its_session(context: Context, short_folder: Path, tmp_path: Path) -> None:
-    leader = subprocess.Popen([sys.executable, "-c", ASK, str(PROJECT), str(tmp_path / "run.yaml")], start_new_session=True)
-    wait_for(lambda: residents(short_folder), 60, lambda: "no resident")
-    (process,) = residents(short_folder)
-    assert leader.wait(120) == 0
-    process.wait(30)
+    with asking(tmp_path, start_new_session=True) as leader:
+        wait_for(lambda: residents(short_folder), 60, lambda: "no resident")
+        (process,) = residents(short_folder)
+        assert leader.wait(120) == 0
+        process.wait(30)
+
+
+def test_it_answers_where_its_session_has_no_leader_any_more(context: Context, short_folder: Path, tmp_path: Path) -> None:
+    with asking(tmp_path, "import os\nif os.fork():\n    os._exit(0)\n", start_new_session=True) as leader:
+        assert leader.wait(120) == 0
+        (process,) = wait_for(lambda: residents(short_folder), 60, lambda: "no resident")
+        (asker,) = psutil.Process(process.pid).parents()[:1]
+        assert os.getsid(process.pid) == leader.pid != asker.pid
+        asker.wait(120)
+        process.wait(30)
+    assert (tmp_path / "answered").read_text() == "1"
 
 
 def test_clients_that_client_main_did_not_start_have_none(context: Context, short_folder: Path) -> None:
