@@ -28,7 +28,7 @@ from flwr.app import Context, RecordDict
 from fedmap.flower import resident
 from tests.integration.test_resident import asked
 from fedmap.flower.wire import content_to_card
-node = {"config": sys.argv[2] + "/run.yaml", "events": "events.jsonl", "client-id": 1}
+node = {"config": sys.argv[2] + "/run.yaml", "events": sys.argv[2] + "/events.jsonl", "client-id": 1}
 reply = resident.answer(asked(), Context(1, 2, node, RecordDict(), {}))
 open(sys.argv[2] + "/answered", "w").write(str(content_to_card(reply.content).client_id))
 """
