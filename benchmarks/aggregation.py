@@ -2,8 +2,8 @@
 
 Models of 1, 11.4 and 121 million float32 parameters in the shapes of the real ones, 5 and 20 clients; each contestant in a process of its own,
 one after the other in every trial. The limit is one pass over the clients' weights in two threads, block by block, that sums them in float32.
-Targets are stated in processor seconds, which others on the machine disturb least; ours and the limit use two threads, whose gain shows on the wall alone, the others one. Flower's
-FedAvg and the peer read the clients' arrays from messages, and so does ours in "from messages".
+Ours and the limit use two threads, the others one. How much faster is said twice: on the wall, where the second thread shows, and in processor
+seconds, which others on the machine disturb least. Flower's FedAvg and the peer read the clients' arrays from messages, and so does ours in "from messages".
 
 The peer needs `python -m benchmarks.make_peer_venv`; without it it is left out and its target missed.
 """
@@ -234,14 +234,17 @@ def report(cases: Sequence[Case], notes: list[str], options: Options) -> Result:
 
 
 def targets(case: Case) -> list[Target]:
-    """What the case has to reach, in processor seconds."""
+    """What the case has to reach; against the limit in processor seconds."""
     found = [
         Target(f"{case.name}: ours / the limit", case.ratio("ours", "limit"), 1.5, "<="),
         Target(f"{case.name}: ModalityAware's mix / the limit", case.ratio("mixing", "limit"), 1.5, "<="),
-        Target(f"{case.name}: Flower's FedAvg / ours, both from messages", case.ratio("flower", "parsed"), 4),
     ]
-    if ("peer", case.size, case.clients) not in LEFT_OUT:
-        found.append(Target(f"{case.name}: fedops with 4 candidates / ours, both from messages", case.ratio("peer", "parsed"), 15))
+    slower = {"flower": ("Flower's FedAvg", 4.0), "peer": ("fedops with 4 candidates", 15.0)}
+    for who, (title, least) in slower.items():
+        if (who, case.size, case.clients) not in LEFT_OUT:
+            for what in ("wall", "processor"):
+                ratio = case.ratio(who, "parsed", what)
+                found.append(Target(f"{case.name}: {title} / ours, both from messages, {what}", ratio, least))
     if case.size != "1M":  # below, pages and Python's own small change are more than the model
         found.append(
             Target(f"{case.name}: extra memory of ours, in models", max(case.values("ours", "extra")) / case.model_bytes, 1.2, "<=")
