@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,6 +20,53 @@ NORMALISATION = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+_SAME = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64), torch.int64: np.dtype(np.int64)}  # written without torch
+
+
+@dataclass
+class _Table:
+    """What has been found of a model, and what tells whether it still holds; walking through the modules takes longer than a small step.
+
+    Attributes:
+        shared: the tensors that travel, by name.
+        parts: (a module's own table, name there, what stands there) of every parameter, buffer and submodule.
+        sizes: (a module's own table, its length) of every table.
+        trained: (parameter, whether it is trained) of every parameter.
+        layout: see `layout_of`, once it has been asked for.
+    """
+
+    shared: dict[str, torch.Tensor]
+    parts: list[tuple[Mapping[str, object], str, object]]
+    sizes: list[tuple[Mapping[str, object], int]]
+    trained: list[tuple[torch.Tensor, bool]]
+    layout: Layout | None = None
+
+    @staticmethod
+    def of(model: nn.Module) -> _Table:
+        own = [table for module in model.modules() for table in (module._parameters, module._buffers, module._modules)]
+        return _Table(
+            shared=dict(_walk(model)),
+            parts=[(table, name, value) for table in own for name, value in table.items()],
+            sizes=[(table, len(table)) for table in own],
+            trained=[(parameter, parameter.requires_grad) for parameter in model.parameters()],
+        )
+
+    def holds(self) -> bool:
+        return (
+            all(parameter.requires_grad is trained for parameter, trained in self.trained)
+            and all(len(table) == size for table, size in self.sizes)
+            and all(table.get(name) is value for table, name, value in self.parts)
+        )
+
+
+_TABLES: WeakKeyDictionary[nn.Module, _Table] = WeakKeyDictionary()
+
+
+def _table_of(model: nn.Module) -> _Table:
+    table = _TABLES.get(model)
+    if table is None or not table.holds():
+        table = _TABLES[model] = _Table.of(model)
+    return table
 
 
 def shared_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -26,6 +75,10 @@ def shared_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     A frozen tower never changes, so neither its parameters nor its BatchNorm statistics are sent. A module without any
     parameters of its own follows its nearest ancestor that has some.
     """
+    yield from _table_of(model).shared.items()
+
+
+def _walk(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             yield name, parameter
@@ -62,7 +115,7 @@ def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) ->
     Raises:
         UpdateError: a name is unknown or missing, or a shape differs; the first offenders are named.
     """
-    own = dict(shared_tensors(model))
+    own = _table_of(model).shared
     unknown = [name for name in weights if name not in own]
     missing = [] if partial else [name for name in own if name not in weights]
     wrong = [
@@ -82,12 +135,22 @@ def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) ->
         )
     with torch.no_grad():
         for name, array in weights.items():
-            own[name].copy_(torch.from_numpy(np.array(array, copy=True)))
+            tensor = own[name].detach()
+            if tensor.is_cpu and tensor.dtype in _SAME and array.dtype == _SAME[tensor.dtype]:
+                np.copyto(tensor.numpy(), array)
+            else:
+                tensor.copy_(torch.from_numpy(np.array(array, copy=True)))
 
 
 def layout_of(model: nn.Module) -> Layout:
     """Which of the model's shared tensors are buffers, which belong to normalisation layers (by module type), and which to a modality."""
-    shared = dict(shared_tensors(model))
+    table = _table_of(model)
+    if table.layout is None:
+        table.layout = _layout(model, table.shared)
+    return table.layout
+
+
+def _layout(model: nn.Module, shared: Mapping[str, torch.Tensor]) -> Layout:
     parameters = {name for name, _ in model.named_parameters()}
     normalisation = {
         f"{path}.{name}" if path else name

@@ -107,3 +107,18 @@ def test_tied_parameters_travel_once() -> None:
             self.b.weight = self.a.weight
 
     assert [name for name, _ in shared_tensors(Tied())] == ["a.weight"]
+
+
+def test_a_model_that_is_changed_later_is_looked_at_anew() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    assert len(dict(shared_tensors(model))) == 4
+    assert layout_of(model) is layout_of(model), "walked through once"
+    model[0].requires_grad_(False)
+    assert list(dict(shared_tensors(model))) == ["1.weight", "1.bias"]
+    model[1] = nn.LayerNorm(2)
+    assert dict(shared_tensors(model))["1.weight"] is model[1].weight
+    assert layout_of(model).normalisation == {"1.weight", "1.bias"}
+    model.append(nn.BatchNorm1d(2))
+    assert layout_of(model).buffers == {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
+    model[2].running_mean = torch.ones(2)
+    assert np.array_equal(get_weights(model)["2.running_mean"], [1, 1])
