@@ -7,7 +7,8 @@ from the label matrix; no image is decoded for them. Add one of your own in flcl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -33,3 +34,18 @@ def modality_shares(split: Split, names: Sequence[str]) -> tuple[dict[str, float
     """For each modality the share of rows that have it, and the share of rows that have all of them."""
     present = split.modalities
     return {name: float(present[:, i].mean()) for i, name in enumerate(names)}, float(present.all(axis=1).mean())
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What is told of a split's rows, whatever the model: see the attributes of the same names in `fedmap.records.ClientSignals`."""
+
+    label_imbalance: float
+    diversity: float
+    modality_shares: Mapping[str, float]
+    share_complete: float
+
+    @staticmethod
+    def of(split: Split, names: Sequence[str]) -> RowFacts:
+        """The facts of a split with these modalities."""
+        return RowFacts(label_imbalance(split.labels), diversity(split.labels), *modality_shares(split, names))

@@ -24,7 +24,7 @@ from fedmap.flower.wire import ClientCard, RunInfo
 from fedmap.local.client import LocalClient
 from fedmap.local.tensors import shared_tensors
 from fedmap.privacy.secret import derived, load_secret
-from fedmap.signals import modality_shares
+from fedmap.signals import RowFacts
 
 log = logging.getLogger("fedmap.client")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -43,6 +43,7 @@ class Session:
         self.options = training_options(config)
         self.hook = build_hook(config)
         self._splits: dict[int, Mapping[str, Split]] = {}
+        self._facts: dict[int, RowFacts] = {}
         if config.privacy.wanted and config.privacy.noise_seed is not None:
             log.warning("privacy.noise_seed is set: the noise can be told and taken away, and this run is private to nobody.")
 
@@ -53,6 +54,12 @@ class Session:
             cache = cache_dir(self.config)
             self._splits[client_id] = {name: prepare_split(self.model, split, cache) for name, split in raw.items()}
         return self._splits[client_id]
+
+    def facts(self, client_id: int) -> RowFacts:
+        """Of the client's training rows, which do not change."""
+        if client_id not in self._facts:
+            self._facts[client_id] = RowFacts.of(self.splits(client_id)["train"], self.data.modality_names)
+        return self._facts[client_id]
 
     def client(self, client_id: int, run: RunInfo) -> LocalClient:
         """The client with the process's model, seeded by the federation."""
@@ -66,6 +73,7 @@ class Session:
             after_round=self.hook,
             privacy=self.config.privacy,
             secret=self._secret(run),
+            facts=self.facts(client_id),
         )
 
     def _secret(self, run: RunInfo) -> bytes:
@@ -80,7 +88,6 @@ class Session:
     def card(self, client_id: int) -> ClientCard:
         """What the client says about itself when it joins."""
         splits = self.splits(client_id)
-        shares, _ = modality_shares(splits["train"], self.data.modality_names)
         fingerprint = getattr(self.model, "frozen_fingerprint", None)
         return ClientCard(
             client_id=client_id,
@@ -88,7 +95,7 @@ class Session:
             num_val=len(splits["val"]),
             num_test=len(splits["test"]),
             label_names=tuple(self.data.label_names),
-            modality_shares={} if self.config.privacy.wanted else shares,
+            modality_shares={} if self.config.privacy.wanted else self.facts(client_id).modality_shares,
             model_names=tuple(name for name, _ in shared_tensors(self.model)),
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
         )

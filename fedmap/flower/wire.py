@@ -22,7 +22,7 @@ from flwr.app import Array, ConfigRecord, MetricRecord, RecordDict
 from fedmap.compression import Compression
 from fedmap.compression.parcels import WEIGHTS, Parcel, Parcels, Shapes, pack_broadcast, unpack_broadcast, unpack_update
 from fedmap.errors import DataError, UpdateError
-from fedmap.flower.parcels import compression_of, of_kind, parcels_of, put_compression, put_parcels
+from fedmap.flower.parcels import compression_of, filled, of_kind, parcels_of, put_compression, put_parcels
 from fedmap.guard.form import Form, check_size
 from fedmap.metrics import MultilabelCounts
 from fedmap.reasons import Reason
@@ -193,13 +193,12 @@ def raise_problem(content: RecordDict) -> None:
 
 
 def _counts_to(content: RecordDict, counts: Mapping[str, MultilabelCounts]) -> None:
-    for name, value in counts.items():
-        content[f"counts.{name}"] = MetricRecord(dict(value.to_lists()))
+    filled(content, {f"counts.{name}": filled(MetricRecord(), value.to_lists()) for name, value in counts.items()})
 
 
-def _counts_from(content: RecordDict, num_labels: int | None) -> dict[str, MultilabelCounts]:
+def _counts_from(metrics: Mapping[str, MetricRecord], num_labels: int | None) -> dict[str, MultilabelCounts]:
     found = {}
-    for key, record in of_kind(content, MetricRecord).items():
+    for key, record in metrics.items():
         if key.startswith("counts."):
             length = len(cast(list[int], record["tp"]))
             if num_labels is not None and length != num_labels:  # before memory is taken for what a client claims
@@ -223,7 +222,7 @@ def content_to_counts(content: RecordDict, num_labels: int | None = None) -> tup
     """
     raise_problem(content)
     try:
-        return int(_config(content, "client")["client-id"]), _counts_from(content, num_labels)
+        return int(_config(content, "client")["client-id"]), _counts_from(of_kind(content, MetricRecord), num_labels)
     except (KeyError, TypeError, ValueError, OverflowError, DataError) as error:
         raise UpdateError(f"malformed evaluation reply: {error!r}") from error
 
@@ -238,25 +237,23 @@ def update_to_content(update: ClientUpdate, parcels: Parcels | None = None) -> R
     }
     signals |= {f"share.{name}": float(share) for name, share in update.signals.modality_shares.items()}
     signals |= {f"custom.{name}": float(value) for name, value in update.signals.custom.items()}
-    content = RecordDict(
-        {
-            "client": ConfigRecord(
-                {
-                    "client-id": update.client_id,
-                    "round-index": update.round_index,
-                    "num-examples": update.num_examples,
-                    "num-steps": update.num_steps,
-                }
-            ),
-            "signals": MetricRecord(dict(signals)),
-            "scalars": MetricRecord({name: float(value) for name, value in update.scalars.items()}),
-            "seconds": MetricRecord({name: float(value) for name, value in update.seconds.items()}),
-        }
-    )
+    client = {
+        "client-id": update.client_id,
+        "round-index": update.round_index,
+        "num-examples": update.num_examples,
+        "num-steps": update.num_steps,
+    }
+    numbers = {
+        "signals": signals,
+        "scalars": {name: float(value) for name, value in update.scalars.items()},
+        "seconds": {name: float(value) for name, value in update.seconds.items()},
+    }
+    records = {name: filled(MetricRecord(), values) for name, values in numbers.items()}
+    content = filled(RecordDict(), {"client": filled(ConfigRecord(), client), **records})
     put_parcels(
         content, {WEIGHTS: Parcel(update.weights), **{k: Parcel(v) for k, v in update.extras.items()}} if parcels is None else parcels
     )
-    _counts_to(content, update.counts)
+    _counts_to(content, {name: counts for name, counts in update.counts.items() if counts.num_samples})
     return content
 
 
@@ -302,7 +299,8 @@ def content_to_update(
     try:
         client = _config(content, "client")
         groups = unpack_update(parcels_of(content, form), sent or Broadcast(0, {}), compression)
-        signals: dict[str, Any] = dict(of_kind(content, MetricRecord)["signals"].items())
+        metrics = of_kind(content, MetricRecord)
+        signals: dict[str, Any] = dict(metrics["signals"].items())
         return ClientUpdate(
             client_id=_integer(client, "client-id"),
             round_index=_integer(client, "round-index"),
@@ -315,9 +313,9 @@ def content_to_update(
                 custom=_prefixed(signals, "custom."),
             ),
             extras=groups,
-            scalars={name: float(value) for name, value in of_kind(content, MetricRecord)["scalars"].items()},  # type: ignore[arg-type]
-            counts=_counts_from(content, num_labels),
-            seconds={name: float(value) for name, value in of_kind(content, MetricRecord)["seconds"].items()},  # type: ignore[arg-type]
+            scalars={name: float(value) for name, value in metrics["scalars"].items()},  # type: ignore[arg-type]
+            counts=_counts_from(metrics, num_labels),
+            seconds={name: float(value) for name, value in metrics["seconds"].items()},  # type: ignore[arg-type]
         )
     except UpdateError:
         raise

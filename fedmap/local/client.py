@@ -17,7 +17,7 @@ from fedmap.local.training import Evaluation, TrainingOptions, evaluate, progres
 from fedmap.privacy import NO_PRIVACY, Privacy
 from fedmap.randomness import generator, torch_seed
 from fedmap.records import Broadcast, ClientSignals, ClientUpdate
-from fedmap.signals import diversity, label_imbalance, modality_shares
+from fedmap.signals import RowFacts
 from fedmap.weights import difference, norm
 
 
@@ -35,6 +35,7 @@ class LocalClient:
         after_round: a hook that may change or add to the update before it is sent (see flclient_patch.py).
         privacy: what is done to the update after that.
         secret: of this client and run; what privacy draws from.
+        facts: of the training rows, where they are known already.
     """
 
     client_id: int
@@ -46,6 +47,7 @@ class LocalClient:
     after_round: Callable[[ClientUpdate], ClientUpdate] | None = None
     privacy: Privacy = NO_PRIVACY
     secret: bytes = b""
+    facts: RowFacts | None = None
 
     def train_round(
         self, broadcast: Broadcast, memory: Memory, on_step: Callable[[int, float], None] | None = None
@@ -66,7 +68,7 @@ class LocalClient:
         trained = time.perf_counter()
         after = evaluate(self.model, val_split, self.options)
         outcome = rule.finish(self.model, progress_of(self.model, train_split, self.options, result, private=steps is not None))
-        shares, complete = modality_shares(train_split, self.modality_names)
+        facts = self.facts or RowFacts.of(train_split, self.modality_names)
         has_validation = len(val_split) > 0
         signals = ClientSignals(
             f1_before=before.counts.macro_f1 if has_validation else None,
@@ -75,10 +77,10 @@ class LocalClient:
             train_loss=result.loss,
             update_norm=norm(difference(layout_of(self.model).parameters(outcome.weights), broadcast.weights)),
             gradient_norm=result.gradient_norm,
-            label_imbalance=label_imbalance(train_split.labels),
-            diversity=diversity(train_split.labels),
-            modality_shares=shares,
-            share_complete=complete,
+            label_imbalance=facts.label_imbalance,
+            diversity=facts.diversity,
+            modality_shares=facts.modality_shares,
+            share_complete=facts.share_complete,
         )
         finished = time.perf_counter()
         update = ClientUpdate(
