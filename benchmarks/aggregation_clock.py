@@ -1,9 +1,9 @@
 """The clock of one contestant of `benchmarks.aggregation` and its end of the pipe; the standard library alone, for any environment.
 
     parent: {"do": "prepare", "tensors", "clients", "threads"}   child: {"ready", ...}
-    parent: {"do": "trial", "name"}                              child: {"wall", "processor", "extra"}
+    parent: {"do": "trial", "name", "first"}                     child: {"wall", "processor", "extra"}
 
-`extra` is the most memory that the process took during the trial beyond what it had before, in bytes.
+`extra` is the most memory that the process took during a run of its own beyond what it had before, in bytes; the first time alone, NaN else.
 """
 
 import ctypes
@@ -18,16 +18,25 @@ import time
 class Clock:
     """Wall seconds, processor seconds of all threads, and the peak of memory (Linux; NaN elsewhere)."""
 
-    def measure(self, work):
-        """Run once; the result is dropped after the clock has stopped."""
+    def measure(self, work, first):
+        """Run once; the first time once more for the memory, which later calls need not give back and find again."""
+        wall, processor = self._seconds(work)
+        extra = float("nan")
+        if first:
+            gc.collect()
+            before = self._reset()
+            result = work()
+            extra = self._memory("VmHWM") - before
+            del result
+        return {"wall": wall, "processor": processor, "extra": extra}
+
+    def _seconds(self, work):
         gc.collect()
-        before = self._reset()
         wall, processor = time.perf_counter(), time.process_time()
         result = work()
         wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        extra = self._memory("VmHWM") - before
         del result
-        return {"wall": wall, "processor": processor, "extra": extra}
+        return wall, processor
 
     def _reset(self):
         """Forget the peak so far; returns what is resident."""
@@ -61,4 +70,4 @@ def serve(prepare, clock, orders):
             trials, facts = prepare(order)
             say({"ready": True, **facts})
         else:
-            say(clock.measure(trials[order["name"]]))
+            say(clock.measure(trials[order["name"]], order["first"]))
