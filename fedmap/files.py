@@ -111,6 +111,18 @@ def locked(path: Path, seconds: float = 0.0) -> Iterator[None]:
         os.close(handle)
 
 
+def is_locked(path: Path) -> bool:
+    """Whether a process of this machine is inside `locked` with this file."""
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _taken(handle)
+    finally:
+        os.close(handle)
+
+
 def _taken(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -142,6 +154,12 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...]:
+    """Of a dataclass that is no sequence; none of anything else."""
+    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) and not issubclass(kind, Sequence) else ()
+
+
 def plain(value: Any) -> Any:
     """A value as JSON knows it: dataclasses and mappings become objects with string keys, tuples, sets and arrays become
     lists, NumPy numbers become Python's, and a number that is not finite becomes null.
@@ -154,8 +172,8 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
-    if is_dataclass(value) and not isinstance(value, (type, Sequence)):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if names := _field_names(type(value)):
+        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):

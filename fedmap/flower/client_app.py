@@ -17,6 +17,7 @@ from fedmap.compression.parcels import pack_update
 from fedmap.errors import CheckpointError, ClientMemoryError, DataError, FederationError, StorageError
 from fedmap.files import plain
 from fedmap.flower import resident
+from fedmap.flower.crates import CRATE, crate, uncrate
 from fedmap.flower.events import append
 from fedmap.flower.parcels import compression_of
 from fedmap.flower.wire import (
@@ -48,9 +49,12 @@ def _answer(message: Message, context: Context, work: Callable[[Any, int, RunInf
             return answered
         from fedmap.flower.session import session_of  # torch and all: not where the resident has it
 
+        crated = CRATE in message.content
+        message.content = uncrate(message.content)
         run = content_to_run(message.content)
         session, client_id = session_of(context)
-        return Message(work(session, client_id, run), reply_to=message)
+        content = work(session, client_id, run)
+        return Message(crate(content) if crated else content, reply_to=message)
     except Exception as error:
         problem = _out_of_memory(error, asked) or error
         expected = isinstance(problem, FederationError)  # its sentence is enough; anything else is a bug with a place

@@ -20,6 +20,8 @@ import httpx
 from flwr.app import ArrayRecord, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedmap.errors import UpdateError
+from fedmap.flower.crates import uncrate
 from fedmap.flower.parcels import of_kind
 
 _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid that waits by itself says poll_seconds = 0
@@ -148,7 +150,7 @@ class Exchange:
                     else:
                         settle(node, None, in_words(reply.error))
                 else:
-                    settle(pending.pop(about), reply.content)
+                    settle(pending.pop(about), *_content(reply))
             late = {overdue.node for overdue in self._overdue.values()}
             if free := [node for node in held if node not in late]:
                 for node in free:
@@ -241,6 +243,14 @@ def _replies(grid: Grid, asked: list[str]) -> Iterator[tuple[str, Message | str]
             raise
         except Exception as error:  # Flower's readers raise all sorts of errors on a stranger's bytes
             yield message_id, f"the answer cannot be read: {error!r:.200}"
+
+
+def _content(reply: Message) -> tuple[RecordDict | None, str]:
+    """What a reply holds, or why it cannot be read."""
+    try:
+        return uncrate(reply.content), ""
+    except UpdateError as error:
+        return None, str(error)
 
 
 def content_bytes(content: RecordDict) -> int:

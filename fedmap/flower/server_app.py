@@ -7,12 +7,14 @@ import sys
 import traceback
 from datetime import datetime
 from pathlib import Path
+from typing import cast
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedmap.config import compose_and_resolve, load, parse, run_folder
 from fedmap.errors import FederationError
+from fedmap.flower.crates import CratingGrid
 from fedmap.flower.session import check_name
 
 app = ServerApp()
@@ -45,7 +47,7 @@ def main(grid: Grid, context: Context) -> None:
         events.opened(config.num_rounds)
     try:
         expected = config.num_clients or max(1, config.clients_per_round)
-        Server(config, RunFolder(path), events, expected, name).run(grid)
+        Server(config, RunFolder(path), events, expected, name).run(cast(Grid, CratingGrid(grid)))
     except FederationError as error:
         events.failed(error)
         raise

@@ -16,10 +16,12 @@ from typing import Any
 from fedmap.access.folder import AccessFolder
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
+from fedmap.files import is_locked
 from fedmap.flower import processes
 from fedmap.flower.bundle import stage
 from fedmap.flower.events import Tail, show
 from fedmap.flower.identities import NODES, read_nodes
+from fedmap.flower.standing import LOCK
 from fedmap.progress import Progress
 
 _POLL_SECONDS = 0.3
@@ -137,7 +139,8 @@ def _watch(
             known = accepted
         if link is not None and link.poll() is not None:
             raise FederationError(f"the SuperLink {processes.ended(link.returncode)}. {_advice(events.path.parent)}\n{_end_of(log)}")
-        if time.monotonic() - asked > _STATUS_SECONDS:
+        # Asking takes a second of processor time; the server's app that holds the lock is not gone.
+        if time.monotonic() - asked > _STATUS_SECONDS and not is_locked(events.path.with_name(LOCK)):
             word, details = status()
             asked = time.monotonic()
             if word.startswith("finished") and not any(e["event"] in ("finished", "failed") for e in Tail(events.path).new()):

@@ -10,7 +10,7 @@ import pytest
 
 from fedmap.config import PROJECT
 from fedmap.errors import StorageError
-from fedmap.files import locked
+from fedmap.files import is_locked, locked
 
 HOLD = """
 import sys, time
@@ -24,6 +24,7 @@ with locked(Path(sys.argv[1])):
 
 def test_the_lock_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "run" / ".lock"
+    assert not is_locked(path)
     command = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(PROJECT)}) as holder:
         assert holder.stdout is not None
@@ -32,9 +33,12 @@ def test_the_lock_ends_with_its_process_and_is_waited_for(tmp_path: Path) -> Non
         with pytest.raises(StorageError, match=rf"{path.parent} is in use by process {holder.pid} on \S+; wait"), locked(path, 0.2):
             raise AssertionError("two at once")
         assert time.monotonic() - started >= 0.2
+        assert is_locked(path)
         holder.kill()
     with locked(path, 5.0):
+        assert is_locked(path)
         assert path.read_text().startswith(f"process {os.getpid()} on ")
+    assert not is_locked(path)
     with locked(path):
         pass
 
