@@ -111,6 +111,7 @@ def training_options(config: RunConfig) -> TrainingOptions:
         tower_learning_rate=config.training.tower_learning_rate,
         device=device,
         amp=config.training.amp,
+        evaluation_batch_size=config.training.evaluation_batch_size,
     )
 
 

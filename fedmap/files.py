@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, BinaryIO, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, BinaryIO, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -155,9 +155,9 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
 
 
 @functools.cache
-def _field_names(kind: type) -> tuple[str, ...]:
-    """Of a dataclass that is no sequence; none of anything else."""
-    return tuple(field.name for field in fields(kind)) if is_dataclass(kind) and not issubclass(kind, Sequence) else ()
+def _field_names(kind: Any) -> tuple[str, ...] | None:
+    """Of a dataclass that is no sequence."""
+    return None if not is_dataclass(kind) or issubclass(cast(type, kind), Sequence) else tuple(field.name for field in fields(kind))
 
 
 def plain(value: Any) -> Any:
@@ -172,7 +172,8 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
-    if names := _field_names(type(value)):
+    kind: Any = type(value)
+    if (names := _field_names(kind)) is not None:
         return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}

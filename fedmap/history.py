@@ -213,9 +213,9 @@ class RoundRecord:
     def train_loss(self) -> float | None:
         """The clients' mean training loss, weighted by their rows; None if none was reported."""
         known = [
-            (client.signals.train_loss, client.num_examples)
+            (loss, client.num_examples)
             for client in self.clients
-            if client.status == OK and client.signals.train_loss is not None and client.num_examples
+            if client.status == OK and client.num_examples and (loss := client.signals.train_loss) is not None and math.isfinite(loss)
         ]
         total = sum(rows for _, rows in known)
         return sum(loss * rows for loss, rows in known) / total if total else None

@@ -113,7 +113,7 @@ class RunFolder:
             self.save_model("last", model, thresholds)
             if best:
                 _copy_folder(self.path / "last", self.path / "best")
-        self._files.write(self.history)
+        self._files.write(self.history, record)
         self._tracker.round_done(record)
         return best
 

@@ -35,13 +35,18 @@ class ResultFiles:
         """The last round that is written; -1 if none is."""
         return int(self._rows[-1]["round"]) if self._rows else -1
 
-    def write(self, history: RunHistory) -> None:
+    def write(self, history: RunHistory, newest: RoundRecord | None = None) -> None:
         """Write what the history has more than at the last call; everything after a call that failed.
+
+        Args:
+            history: the run so far.
+            newest: its last round, so that it need not be unpacked.
 
         Raises:
             StorageError: a file cannot be written; each is as it was or as it should be.
         """
-        new = history.rounds[len(self._rows) :]
+        alone = newest is not None and len(history.rounds) == len(self._rows) + 1
+        new = (newest,) if alone and newest is not None else history.rounds[len(self._rows) :]
         try:
             self._write_results(history, new)
             self._write_rounds(history, new)

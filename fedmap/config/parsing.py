@@ -128,6 +128,7 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         momentum=read.number("training.momentum", 0, 0.9999),
         weight_decay=read.number("training.weight_decay", 0),
         clip_norm=read.number("training.clip_norm", 0),
+        evaluation_batch_size=read.optional_integer("training.evaluation_batch_size", 1),
         num_updates=read.optional_integer("training.num_updates", 1),
         tower_learning_rate=read.number("training.tower_learning_rate", 0),
         device=read.text("training.device"),

@@ -35,6 +35,7 @@ class TrainingConfig:
     momentum: float
     weight_decay: float
     clip_norm: float
+    evaluation_batch_size: int | None
     num_updates: int | None
     tower_learning_rate: float
     device: str

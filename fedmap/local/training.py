@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class TrainingOptions:
         tower_learning_rate: of pretrained towers that are not frozen (models with `parameter_groups`).
         device: torch device, e.g. "cpu" or "cuda".
         amp: bfloat16 autocast; only on a GPU.
+        evaluation_batch_size: rows scored at a time, >= 1; None is `batch_size`.
     """
 
     learning_rate: float = 1e-3
@@ -53,6 +54,7 @@ class TrainingOptions:
     tower_learning_rate: float = 2e-5
     device: str = "cpu"
     amp: bool = False
+    evaluation_batch_size: int | None = field(default=None, repr=False)  # no part of what a private answer depends on
 
 
 @dataclass(frozen=True)
@@ -250,9 +252,10 @@ def evaluate(model: nn.Module, split: Split, options: TrainingOptions) -> Evalua
     model.eval()
     logits: list[npt.NDArray[np.float32]] = []
     loss = 0.0
+    at_once = options.evaluation_batch_size or options.batch_size
     with torch.inference_mode():
-        for start in range(0, len(split), options.batch_size):
-            rows = np.arange(start, min(start + options.batch_size, len(split)))
+        for start in range(0, len(split), at_once):
+            rows = np.arange(start, min(start + at_once, len(split)))
             batch = to_device(split.batch(rows), options.device)
             output = model(batch)
             loss += float(loss_function(output, batch)) * len(rows) / len(split)
