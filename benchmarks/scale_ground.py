@@ -22,6 +22,7 @@ CLASSES = 10
 SHAPES = {"mlp": (64,), "cnn": (1, 16, 16)}
 NOISE = {"mlp": 2.0, "cnn": 1.5}
 SERVER_ROWS = 1000
+_ONE_HOT = torch.eye(CLASSES)
 _SERVER = 1 << 20  # the server's place among the clients' numbers
 
 
@@ -42,7 +43,7 @@ class Rows:
         """Inputs [b, ...], class numbers [b], and one-hot labels [b, 10]."""
         chosen = torch.from_numpy(rows)
         y = self.y[chosen]
-        return {"x": self.x[chosen], "y": y, "labels": nn.functional.one_hot(y, CLASSES).float()}
+        return {"x": self.x[chosen], "y": y, "labels": _ONE_HOT[y]}
 
 
 def rows_of(x: npt.NDArray[np.float32], y: npt.NDArray[np.int64], name: str) -> Rows:

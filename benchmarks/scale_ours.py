@@ -28,6 +28,7 @@ COMMON = (
     "training.optimizer=sgd",
     "training.weight_decay=0",
     "training.clip_norm=0",
+    "training.evaluation_batch_size=1000",
     "service.enabled=false",
     "hooks.after_round=null",
 )

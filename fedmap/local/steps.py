@@ -39,7 +39,37 @@ def bare(kind: Callable[P, torch.optim.Optimizer]) -> Callable[P, torch.optim.Op
     return type(kind.__name__, (kind,), {"step": bare_step, "zero_grad": bare_zero_grad, "add_param_group": add, "__module__": __name__})
 
 
-SGD, Adam, AdamW = bare(torch.optim.SGD), bare(torch.optim.Adam), bare(torch.optim.AdamW)
+class SGD(bare(torch.optim.SGD)):  # type: ignore[misc]
+    """SGD; a step without momentum and decay is one addition per parameter, which torch's own comes to as well."""
+
+    def step(self, closure: Any = None) -> None:
+        """One step."""
+        if any(
+            group["momentum"] or group["weight_decay"] or group["maximize"] or torch.is_tensor(group["lr"]) for group in self.param_groups
+        ):
+            super().step(closure)
+            return
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.add_(parameter.grad, alpha=-group["lr"])
+
+    step.hooked = True  # type: ignore[attr-defined]
+
+
+Adam, AdamW = bare(torch.optim.Adam), bare(torch.optim.AdamW)
+
+
+def backward(loss: torch.Tensor) -> None:
+    """What `loss.backward()` does with a plain number of a loss, without its preparations for everything else."""
+    if type(loss) is not torch.Tensor or loss.dim() or loss.dtype != torch.float32 or not loss.is_cpu or not loss.requires_grad:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return
+    torch.autograd.Variable._execution_engine.run_backward((loss,), (_ONE,), False, False, (), allow_unreachable=True, accumulate_grad=True)
+
+
+_ONE = torch.ones(())
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> float:

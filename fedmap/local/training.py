@@ -191,7 +191,7 @@ def train(
             loss = loss_of_rows(rows)
             penalty = rule.penalty(model)
             total: torch.Tensor = loss if penalty is None else loss + penalty
-            total.backward()  # type: ignore[no-untyped-call]
+            steps.backward(total)
             value = loss.item()
         else:
             value = private.gradient(parameters, rows, expected_rows(len(split), options.batch_size), loss_of_rows)

@@ -3,17 +3,19 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from fedmap.config import PROJECT
-from fedmap.local.steps import clip_gradients
+from fedmap.local.steps import backward, clip_gradients
 from fedmap.local.training import TrainingOptions, make_optimizer
 from fedmap.randomness import derive_seed, torch_seed
 
 PLAIN = {
+    "sgd, plain": lambda p: torch.optim.SGD(p, lr=0.1),
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.02),
     "adam": lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.02),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.02),
@@ -34,7 +36,9 @@ def _backward(model: nn.Module, step: int) -> None:
 @pytest.mark.parametrize("name", sorted(PLAIN))
 def test_a_bare_optimizer_takes_torchs_steps(name: str) -> None:
     ours, theirs = _net(), _net()
-    options = TrainingOptions(optimizer=name, learning_rate=0.1, momentum=0.9, weight_decay=0.02)
+    kind, _, simple = name.partition(", ")
+    more = {} if simple else {"momentum": 0.9, "weight_decay": 0.02}
+    options = TrainingOptions(**{"optimizer": kind, "learning_rate": 0.1, "weight_decay": 0.0, **more})
     bare, plain = make_optimizer(ours, options), PLAIN[name](theirs.parameters())
     for step in range(5):
         bare.zero_grad()
@@ -48,6 +52,19 @@ def test_a_bare_optimizer_takes_torchs_steps(name: str) -> None:
             assert torch.equal(left, right)
             assert not left.grad_fn
     assert isinstance(bare, type(plain)), "state_dict() and param_groups are torch's"
+
+
+@pytest.mark.parametrize("loss", [lambda x: x.sum(), lambda x: x.double().sum(), lambda x: x.sum().reshape(1)])
+def test_a_bare_backward_pass_gives_torchs_gradients(loss: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    ours, theirs = _net(), _net()
+    x = torch.linspace(-1, 1, 24).reshape(4, 6)
+    for _ in range(2):  # gradients add up
+        backward(loss(ours(x).square()))
+        loss(theirs(x).square()).backward()
+    for left, right in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(left.grad, right.grad)
+    with pytest.raises(RuntimeError, match="grad"):
+        backward(torch.ones(()))
 
 
 def test_training_does_not_import_torchs_compiler() -> None:
