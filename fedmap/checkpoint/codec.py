@@ -10,22 +10,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import json
+import math
 import os
 import re
 import tempfile
 import types
 import typing
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
+import numpy.typing as npt
 
 from fedmap.errors import CheckpointError
 from fedmap.weights import Array
@@ -34,6 +34,12 @@ T = TypeVar("T")
 
 _FORMAT = 1
 _MAGIC = b"FEDMAP%d\n" % _FORMAT  # followed by the CRC-32 of everything after it, in four bytes, lowest first
+_CODES = {  # safetensors' names of the kinds of numbers
+    "bool": "BOOL",
+    **{f"{kind}{bits}": f"{code}{bits}" for kind, code in (("int", "I"), ("uint", "U")) for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+}
+_DTYPES = {code: name for name, code in _CODES.items()}
 
 
 def state_to_bytes(state: object) -> bytes:
@@ -42,14 +48,9 @@ def state_to_bytes(state: object) -> bytes:
     Raises:
         CheckpointError: the state holds a value of a kind that cannot be stored; its place is named.
     """
-    return b"".join(_header_and_container(state))
-
-
-def _header_and_container(state: object) -> tuple[bytes, bytes]:
-    arrays: dict[str, Array] = {}
-    tree = json.dumps(_encode(state, arrays, type(state).__name__))
-    container: bytes = save_tensors(arrays, metadata={"tree": tree})
-    return _MAGIC + zlib.crc32(container).to_bytes(4, "little"), container
+    file = io.BytesIO()
+    _write(file, state)
+    return file.getvalue()
 
 
 def state_from_bytes(data: bytes, expected: type[T], also: Sequence[type] = ()) -> T:
@@ -64,59 +65,44 @@ def state_from_bytes(data: bytes, expected: type[T], also: Sequence[type] = ()) 
         CheckpointError: the bytes are damaged or cut short, were written by a newer version or not by FedMAP at all, or hold
             another class.
     """
-    if (newer := re.match(rb"FEDMAP(\d{1,9})\n", data)) and int(newer[1]) > _FORMAT:
-        raise CheckpointError(
-            f"the saved state has format {int(newer[1])}, and this version of FedMAP reads up to {_FORMAT}; update FedMAP to continue"
-        )
-    if not data.startswith(_MAGIC):
-        raise CheckpointError("this is not a state saved by this version of FedMAP; give the path of one of its checkpoints")
-    start = len(_MAGIC) + 4
-    container = data[start:]
-    if zlib.crc32(container) != int.from_bytes(data[len(_MAGIC) : start], "little"):
-        raise CheckpointError(f"the saved state ({len(data)} bytes) is damaged or cut short; use the checkpoint before it")
-    try:
-        return _decoded(container, expected, also)
-    except CheckpointError:
-        raise
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError, SafetensorError) as error:
-        raise CheckpointError(f"the saved state is not in the form that this version of FedMAP writes ({error!r:.100})") from error
-
-
-def _decoded(container: bytes, expected: type[T], also: Sequence[type]) -> T:
-    arrays = load_tensors(container)
-    found = json.loads(_tree(container))
-    name = _name(expected)
-    if found["dataclass"] != name:
-        raise CheckpointError(f"expected a saved {name}, found {found['dataclass']}; resume with the strategy that wrote it")
-    classes = _dataclasses_of(expected)
-    for kind in also:
-        classes |= _dataclasses_of(kind)
-    return typing.cast(T, _decode(found, arrays, classes))
+    return _read(io.BytesIO(data), expected, also)
 
 
 def save_state(path: Path, state: object) -> None:
     """Write a state to a file, atomically: after a crash the file holds the old state or the new one, never half of one."""
-    write_atomically(path, *_header_and_container(state))
+    write_atomically(path, lambda file: _write(file, state))
 
 
 def load_state(path: Path, expected: type[T], also: Sequence[type] = ()) -> T:
-    """Read a state from a file; see `state_from_bytes`.
+    """Read a state from a file; see `state_from_bytes`. It takes the memory of its arrays and no more.
 
     Raises:
         CheckpointError: the file is missing, unreadable, damaged or holds another class.
     """
+    return _opened(path, lambda file: _read(file, expected, also))
+
+
+def check_state(path: Path) -> None:
+    """Look whether a file is a state as it was written, without making anything of it.
+
+    Raises:
+        CheckpointError: it is missing, unreadable or damaged.
+    """
+    _opened(path, _check)
+
+
+def _opened(path: Path, read: Callable[[BinaryIO], T]) -> T:
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            return read(file)
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}; give the path of a saved checkpoint") from error
-    try:
-        return state_from_bytes(data, expected, also)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def write_atomically(path: Path, *parts: bytes) -> None:
-    """Replace a file by the parts, one after the other, in one step that also survives a power cut. Its owner alone can read it.
+def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Replace a file by what `write` writes, in one step that also survives a power cut. Its owner alone can read it.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; the old file is as it was.
@@ -126,8 +112,7 @@ def write_atomically(path: Path, *parts: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # created readable by its owner alone
         try:
             with os.fdopen(handle, "wb") as file:
-                for part in parts:  # not joined: a model may be half of the memory
-                    file.write(part)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, path)
@@ -147,10 +132,95 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _tree(container: bytes) -> str:
-    # safetensors' in-memory reader gives no metadata; its header is a length in eight bytes and a JSON object
-    length = int.from_bytes(container[:8], "little")
-    return typing.cast(str, json.loads(container[8 : 8 + length])["__metadata__"]["tree"])
+def _write(file: BinaryIO, state: object) -> None:
+    """Array by array from where they lie: a model may be half of the memory."""
+    arrays: dict[str, Array] = {}
+    tree = json.dumps(_encode(state, arrays, type(state).__name__))
+    ordered = sorted(arrays.items(), key=lambda item: -item[1].dtype.itemsize)  # so that each begins at a multiple of its numbers' size
+    head: dict[str, Any] = {"__metadata__": {"tree": tree}}
+    end = 0
+    for key, array in ordered:
+        head[key] = {"dtype": _CODES[array.dtype.name], "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
+        end += array.nbytes
+    text = json.dumps(head).encode()
+    text += b" " * (-len(text) % 8)
+    file.write(_MAGIC + bytes(4))
+    crc = 0
+    for part in (np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), *(_octets(array) for _, array in ordered)):
+        crc = zlib.crc32(part.data, crc)
+        file.write(part.data)
+    file.seek(len(_MAGIC))
+    file.write(crc.to_bytes(4, "little"))
+
+
+def _octets(array: Array) -> npt.NDArray[np.uint8]:
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8)
+
+
+def _check(file: BinaryIO) -> None:
+    """Leaves the file where the container begins."""
+    start = file.read(len(_MAGIC) + 12)  # a newer version's may be longer
+    if (newer := re.match(rb"FEDMAP(\d{1,9})\n", start)) and int(newer[1]) > _FORMAT:
+        raise CheckpointError(
+            f"the saved state has format {int(newer[1])}, and this version of FedMAP reads up to {_FORMAT}; update FedMAP to continue"
+        )
+    if not start.startswith(_MAGIC):
+        raise CheckpointError("this is not a state saved by this version of FedMAP; give the path of one of its checkpoints")
+    begin = file.seek(len(_MAGIC) + 4)
+    crc = 0
+    while block := file.read(1 << 20):
+        crc = zlib.crc32(block, crc)
+    if crc != int.from_bytes(start[len(_MAGIC) : begin], "little"):
+        raise CheckpointError(f"the saved state ({file.tell()} bytes) is damaged or cut short; use the checkpoint before it")
+    file.seek(begin)
+
+
+def _read(file: BinaryIO, expected: type[T], also: Sequence[type]) -> T:
+    _check(file)
+    try:
+        tree, arrays = _container(file)
+        return _decoded(tree, arrays, expected, also)
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+        raise CheckpointError(f"the saved state is not in the form that this version of FedMAP writes ({error!r:.100})") from error
+
+
+def _container(file: BinaryIO) -> tuple[str, dict[str, Array]]:
+    """The metadata's tree and the arrays, each in memory of its own; nothing is allocated by what a made-up header claims."""
+    begin = file.tell()
+    size = file.seek(0, os.SEEK_END) - begin - 8
+    file.seek(begin)
+    length = int.from_bytes(file.read(8), "little")
+    if not 2 <= length <= size:
+        raise ValueError(f"a header of {length} bytes in {size}")
+    head = json.loads(file.read(length))
+    tree = head.pop("__metadata__")["tree"]
+    arrays: dict[str, Array] = {}
+    end = 0
+    for key, about in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
+        dtype, shape, (start, stop) = np.dtype(_DTYPES[about["dtype"]]), tuple(about["shape"]), about["data_offsets"]
+        if start != end or not all(type(n) is int and n >= 0 for n in shape) or stop - start != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"array {key!r:.40} lies at {start} to {stop}")
+        if (end := stop) > size - length:
+            raise ValueError(f"array {key!r:.40} ends after the end")
+        array = np.empty(shape, dtype.newbyteorder("<"))
+        file.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
+        arrays[key] = array.astype(dtype, copy=False)
+    if end != size - length:
+        raise ValueError(f"{size - length - end} bytes that are no array's")
+    return tree, arrays
+
+
+def _decoded(tree: str, arrays: Mapping[str, Array], expected: type[T], also: Sequence[type]) -> T:
+    found = json.loads(tree)
+    name = _name(expected)
+    if found["dataclass"] != name:
+        raise CheckpointError(f"expected a saved {name}, found {found['dataclass']}; resume with the strategy that wrote it")
+    classes = _dataclasses_of(expected)
+    for kind in also:
+        classes |= _dataclasses_of(kind)
+    return typing.cast(T, _decode(found, arrays, classes))
 
 
 def _name(cls: type) -> str:
@@ -159,7 +229,7 @@ def _name(cls: type) -> str:
 
 def _encode(value: object, arrays: dict[str, Array], place: str) -> Any:
     if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "fiub":
+        if value.dtype.name not in _CODES:
             raise CheckpointError(f"{place} has dtype {value.dtype}; only numbers and booleans can be saved")
         key = str(len(arrays))
         arrays[key] = np.asarray(value, order="C")

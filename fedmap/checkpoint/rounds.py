@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fedmap.aggregators.base import ServerState
-from fedmap.checkpoint.codec import load_state, save_state
+from fedmap.checkpoint.codec import check_state, load_state, save_state
 from fedmap.errors import CheckpointError
 from fedmap.guard.state import GuardState
 from fedmap.history import RunHistory
@@ -50,12 +50,10 @@ class Found:
 
     Attributes:
         checkpoint: the newest that can be used.
-        best: the model of the best round so far.
         notes: which newer ones cannot be used, and why.
     """
 
     checkpoint: Checkpoint
-    best: Weights
     notes: tuple[str, ...] = ()
 
 
@@ -112,16 +110,24 @@ class Checkpoints:
         for round_index in reversed(rounds):
             try:
                 checkpoint = self._load(round_index, state)
-                best = _best_round(checkpoint.history, round_index)
-                found = checkpoint if best == round_index else self._load(best, state)
+                if (best := _best_round(checkpoint.history, round_index)) != round_index:
+                    check_state(self._path(best))
             except CheckpointError as error:
                 notes.append(f"a checkpoint cannot be used: {error}")
                 continue
-            return Found(checkpoint, found.state.weights, tuple(dict.fromkeys(notes)))
+            return Found(checkpoint, tuple(dict.fromkeys(notes)))
         if rounds:
             reasons = "".join(f"\n  - {note}" for note in dict.fromkeys(notes))
             raise CheckpointError(f"{self.folder}: no checkpoint can be used; move the run's folder away to start anew{reasons}")
         return None
+
+    def weights(self, round_index: int, state: type[ServerState]) -> Weights:
+        """The global model after a round that has a checkpoint; the best round always has.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        return self._load(round_index, state).state.weights
 
     def _path(self, round_index: int) -> Path:
         return self.folder / f"round_{round_index:06d}.checkpoint"

@@ -32,7 +32,7 @@ from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundSco
 from fedmap.local.judge import NO_ROWS, ModelJudge
 from fedmap.local.private import check_model_for, check_rule_for
 from fedmap.local.rules import make_rule
-from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
+from fedmap.local.tensors import layout_of, put_weights, shared_tensors, weights_in
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
 from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
@@ -88,7 +88,10 @@ class Server:
         self.checkpoints = checkpoints_of(self.folder.path, self.config.keep_checkpoints)
         self._guard = GuardState()
         self._spending = Spending(self.config)
-        self._models: dict[str, tuple[Weights, Evaluation | None]] = {}  # "best" and "last", on the validation rows where they were scored
+        self._state: ServerState | None = None  # the global model lies in `self.model`, and the state's arrays are a view of it
+        self._in_model: Weights = {}  # what `self.model` has now
+        self._held: dict[int, Weights] = {}  # by round, models that no checkpoint has
+        self._validation: tuple[int, Evaluation | None] = (-1, None)  # the last round written down, and its model on the validation rows
 
     def run(self, grid: Grid) -> None:
         """Run the federation, or what is left of it after the newest checkpoint in the folder, and write its results.
@@ -99,16 +102,39 @@ class Server:
             StorageError: another server uses the folder, or it cannot be written.
         """
         with locked(self.folder.path / LOCK, _PATIENCE):
-            initial = self.aggregator.init(get_weights(self.model), layout_of(self.model))
-            check_compression(self.config.compression, self.aggregator, self.aggregator.broadcast(initial).rule)
-            self._check_privacy(initial)
-            standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
+            standing = self._find_standing()
             self.folder.start(self.config.raw, self.label_names, standing.history, standing.run_id)
             try:
                 self._run(grid, standing)
             except BaseException as error:
                 self._end_early(str(error) or type(error).__name__)
                 raise
+
+    def _find_standing(self) -> Standing:
+        """Where the run stands; the state, whose model must not be held twice, is kept here alone."""
+        self._in_model = weights_in(self.model)
+        initial = self.aggregator.init(self._in_model, layout_of(self.model))
+        check_compression(self.config.compression, self.aggregator, self.aggregator.broadcast(initial).rule)
+        self._check_privacy(initial)
+        standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
+        self._state = standing.state
+        return replace(standing, state=replace(standing.state, weights={}))
+
+    @property
+    def state(self) -> ServerState:
+        """The aggregator's state."""
+        assert self._state is not None, "the run has begun"
+        return self._state
+
+    def _show(self, weights: Weights) -> Weights:
+        """Put weights into the model; returns them as they lie there."""
+        if weights is not self._in_model:
+            self._in_model = put_weights(self.model, weights)
+        return self._in_model
+
+    def _settle(self) -> None:
+        """Let the state's model be the one in the model, so that it is there once."""
+        self._state = replace(self.state, weights=self._show(self.state.weights))
 
     def _check_privacy(self, initial: ServerState) -> None:
         """Refuse a model or a strategy whose clients would send what privacy does not cover."""
@@ -127,33 +153,32 @@ class Server:
             )
         info = RunInfo(standing.run_id, config.random_seed, config.num_rounds)
         registry = self._registry(grid, info, standing.clients)
-        state, failed_in_a_row = standing.state, standing.failed_in_a_row
+        failed_in_a_row = standing.failed_in_a_row
         self._guard = standing.guard
         self._spending.resume(standing.history)
-        if standing.best is not None:
-            self._models = {"best": (standing.best, None), "last": (state.weights, None)}
-        tests = load_tests(self.folder.path, state.round_index) if state.round_index >= config.num_rounds else None
+        self._settle()
+        tests = load_tests(self.folder.path, self.state.round_index) if self.state.round_index >= config.num_rounds else None
         if tests is None:
             registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum, standing.clients.keys())
         self.progress.start(config.num_rounds)
-        if standing.best is None:
-            evaluations = self._evaluate(state.weights)
+        if standing.history is None:
+            evaluations = self._evaluate(self.state.weights)
             record = RoundRecord.of(RoundReport(round_index=0), [], **self._scores(evaluations))
-            self._record(record, state, evaluations, registry, 0)
+            self._record(record, evaluations, registry, 0)
         else:
-            self.progress.resumed(state.round_index)
-        while state.round_index < config.num_rounds:
+            self.progress.resumed(self.state.round_index)
+        while self.state.round_index < config.num_rounds:
             registry.refresh(config.runtime.wait_seconds)
             least = quorum_of(self.expected, config.runtime.quorum)
             if len(registry.nodes) < least:
                 registry.wait(least, config.runtime.wait_seconds, 1.0)
-            state, failed_in_a_row = self._round(grid, registry, info, state, failed_in_a_row)
+            failed_in_a_row = self._round(grid, registry, info, failed_in_a_row)
             if failed_in_a_row >= config.runtime.max_failed_rounds:
                 raise QuorumError(
                     f"{failed_in_a_row} rounds in a row had fewer answers than the quorum; the model of round "
-                    f"{state.round_index - failed_in_a_row} is kept in {self.folder.path}. See the reasons above, or set runtime.quorum"
+                    f"{self.state.round_index - failed_in_a_row} is kept in {self.folder.path}. See the reasons above, or set runtime.quorum"
                 )
-        self._finish(grid, registry, info, state, tests)
+        self._finish(grid, registry, info, tests)
 
     def _registry(self, grid: Grid, info: RunInfo, before: Mapping[int, int]) -> Registry:
         fingerprint = getattr(self.model, "frozen_fingerprint", None)
@@ -169,38 +194,43 @@ class Server:
             identities=identities_of(self.config, self.folder.path),
         )
 
-    def _round(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState, failed: int) -> tuple[ServerState, int]:
-        """One round; returns the new state and how many rounds in a row, this one included, were below the quorum."""
-        broadcast = self.aggregator.broadcast(state)
-        info = replace(info, oldest=self.checkpoints.oldest(broadcast.round_index))
-        chosen = sample_clients(info.seed, broadcast.round_index, registry.client_ids(), self.config.clients_per_round)
-        self.progress.clients(broadcast.round_index, chosen)
+    def _round(self, grid: Grid, registry: Registry, info: RunInfo, failed: int) -> int:
+        """One round; returns how many rounds in a row, this one included, were below the quorum."""
+        broadcast = self.aggregator.broadcast(self.state)
+        round_index = broadcast.round_index
+        info = replace(info, oldest=self.checkpoints.oldest(round_index))
+        chosen = sample_clients(info.seed, round_index, registry.client_ids(), self.config.clients_per_round)
+        self.progress.clients(round_index, chosen)
         started = time.perf_counter()
-        answered = self._train(grid, registry, info, broadcast, self._ladder(registry, state, broadcast), chosen)
+        answered = self._train(grid, registry, info, broadcast, self._ladder(registry, broadcast), chosen)
+        del broadcast  # with it the old model goes as soon as there is a new one
         updates = answered.settled.updates
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
+        self._in_model = {}  # an aggregator may ask how other models do
         try:
             if len(updates) < least:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
-            new, report = self.aggregator.aggregate(state, updates)
+            new, report = self.aggregator.aggregate(self.state, updates)
             check_model(new.weights)
-            state, self._guard = new, answered.settled.state
-            persist(self.aggregator, state)
+            self._state, self._guard = new, answered.settled.state
+            del new
+            persist(self.aggregator, self.state)
             failed = 0
         except UpdateError as error:
             # The old model stays; the round is marked and counted, so that random draws differ in the next one.
-            state = replace(state, round_index=broadcast.round_index)
-            note = f"round {broadcast.round_index}: {error}; the model is kept"
+            self._state = replace(self.state, round_index=round_index)
+            note = f"round {round_index}: {error}; the model is kept"
             self.progress.note(note)
-            report = RoundReport(round_index=broadcast.round_index, notes=(note,))
+            report = RoundReport(round_index=round_index, notes=(note,))
             failed += 1
         aggregated = time.perf_counter()
         updates = tuple(replace(update, weights={}, extras={}) for update in updates)  # their models make room before the evaluation
         answered = replace(answered, settled=replace(answered.settled, updates=(), refused=()))
+        self._settle()
         spent = self._spending.after(chosen, {client_id: card.num_train for client_id, card in registry.cards.items()})
         report = replace(report, diagnostics={**report.diagnostics, **spent}) if spent else report
-        evaluations = self._evaluate(state.weights)
+        evaluations = self._evaluate(self.state.weights)
         scores = self._scores(evaluations)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
         record = RoundRecord.of(
@@ -213,14 +243,14 @@ class Server:
             bytes_down=answered.bytes_down,
             remarks=answered.settled.remarks,
         )
-        self._record(record, state, evaluations, registry, failed)
-        return state, failed
+        self._record(record, evaluations, registry, failed)
+        return failed
 
-    def _ladder(self, registry: Registry, state: ServerState, broadcast: Broadcast) -> Ladder:
+    def _ladder(self, registry: Registry, broadcast: Broadcast) -> Ladder:
         """What this round's updates have to pass."""
-        form = expected_form(self.aggregator, state, broadcast)
+        form = expected_form(self.aggregator, self.state, broadcast)
         rows = {client_id: card.num_train for client_id, card in registry.cards.items()}
-        return Ladder(self.config.defence, broadcast, form, state.layout.buffers, self._guard, rows)
+        return Ladder(self.config.defence, broadcast, form, self.state.layout.buffers, self._guard, rows)
 
     def _train(
         self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, ladder: Ladder, chosen: Sequence[int]
@@ -276,54 +306,74 @@ class Server:
         return _Trained(settled, [lost[k] for k in sorted(lost)], up, dict.fromkeys(chosen, size))
 
     def _evaluate(self, weights: Weights) -> dict[str, Evaluation]:
-        set_weights(self.model, weights)
+        self._show(weights)
         return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
 
     def _scores(self, evaluations: Mapping[str, Evaluation]) -> RoundScores:
         """Scores on the validation and the test split; None where the server has no such rows."""
         return round_scores(evaluations.get("val"), evaluations.get("test"), self.model)
 
-    def _record(
-        self, record: RoundRecord, state: ServerState, evaluations: Mapping[str, Evaluation], registry: Registry, failed: int
-    ) -> None:
+    def _record(self, record: RoundRecord, evaluations: Mapping[str, Evaluation], registry: Registry, failed: int) -> None:
         """Write a round down. The checkpoint comes last: a run that is killed before it says the round again, and forgets none."""
         self.folder.add_round(record)
-        best = self.folder.history.best
-        self._models["last"] = (state.weights, evaluations.get("val"))
-        if best is None or best.round_index == record.round_index:  # without validation rows the last model is the best known
-            self._models["best"] = self._models["last"]
+        history = self.folder.history
+        self._validation = record.round_index, evaluations.get("val")
+        if self.checkpoints.keep == 0:
+            found = {**self._held, record.round_index: self.state.weights}
+            self._held = {r: weights for r, weights in found.items() if r in (history.best_round(), record.round_index)}
         self.progress.round_done(record)
         try:
-            self.checkpoints.save(Checkpoint(registry.run.run_name, state, self.folder.history, failed, registry.rows(), self._guard))
+            self.checkpoints.save(Checkpoint(registry.run.run_name, self.state, history, failed, registry.rows(), self._guard))
         except CheckpointError as error:
             kept = self.checkpoints.rounds()
             advice = f"The same command again goes on after round {kept[-1]}" if kept else "The run has to start anew"
             raise CheckpointError(f"round {record.round_index} is not saved: {error}. {advice}") from error
 
-    def _finish(self, grid: Grid, registry: Registry, info: RunInfo, state: ServerState, tests: ClientTests | None) -> None:
+    def _weights_of(self, round_index: int) -> Weights:
+        """The global model after a round that has been written down: the last one, or the best.
+
+        Raises:
+            CheckpointError: it can no longer be read.
+        """
+        if round_index == self.state.round_index and self.state.weights:
+            return self.state.weights
+        return self._held[round_index] if round_index in self._held else self.checkpoints.weights(round_index, type(self.state))
+
+    def _finish(self, grid: Grid, registry: Registry, info: RunInfo, tests: ClientTests | None) -> None:
         """Score the chosen model on the server and, each with the model it uses, on the clients; write everything."""
-        weights, _ = self._models["best"]
         best = self.folder.history.best
+        chosen = best.round_index if best else self.state.round_index
         if tests is None:
-            broadcast = replace(self.aggregator.broadcast(state), weights=weights)
-            tests = ClientTests(state.round_index, self._client_tests(grid, registry, replace(info, final=True), broadcast))
+            broadcast = replace(self.aggregator.broadcast(self.state), weights=self._weights_of(chosen))
+            tests = ClientTests(self.state.round_index, self._client_tests(grid, registry, replace(info, final=True), broadcast))
             save_tests(self.folder.path, tests)
+            del broadcast
         if (last := self.folder.history.rounds[-1:]) and (sentence := self._spending.sentence(last[0].diagnostics)):
             self.progress.note(sentence)
-        results = self._evaluate(weights)
-        chosen = best.round_index if best else state.round_index
+        results = self._save_models()
         final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), tests.counts, model=self.model)
-        self._models["best"] = (weights, results.get("val"))
-        self._save_models()
         self.folder.finish(final)
 
-    def _save_models(self) -> None:
-        """Write the best and the last model, each with the thresholds that suit it on the validation rows."""
-        for name, (weights, validation) in self._models.items():
-            if validation is None and "val" in self.splits:
-                validation = self._evaluate(weights)["val"]
-            set_weights(self.model, weights)
+    def _save_models(self) -> dict[str, Evaluation]:
+        """Write the last and the best model, each with the thresholds that suit it on the validation rows; returns how the best one does."""
+        history = self.folder.history
+        if self._state is None or not history.rounds:
+            return {}
+        last = history.rounds[-1].round_index
+        best = history.best_round()
+        results: dict[str, Evaluation] = {}
+        for name, round_index in (("last", last), ("best", last if best is None else best)):
+            weights = self._weights_of(round_index)
+            scored, validation = self._validation
+            if name == "best" or (scored != round_index and "val" in self.splits):
+                results = self._evaluate(weights)
+                validation = results.get("val")
+            self._show(weights)
+            del weights
             self.folder.save_model(name, self.model, thresholds_by_label(self.label_names, validation, self.model))
+            if best != last:
+                self._state = replace(self.state, weights={})  # it makes room for the best model, and can be read again
+        return results
 
     def _end_early(self, reason: str) -> None:
         """Leave what there is. What cannot be written is said, and does not hide the reason for which the run ends."""

@@ -17,7 +17,6 @@ from fedmap.guard import GuardState
 from fedmap.history import RunHistory
 from fedmap.metrics import MultilabelCounts
 from fedmap.resuming import check_may_start, continued
-from fedmap.weights import Weights
 
 LOCK = ".server.lock"
 _TESTS = "client_tests.state"
@@ -31,7 +30,6 @@ class Standing:
         run_id: names the run; clients keep their memories under it.
         state: the aggregator's.
         history: the rounds so far; None for a new run.
-        best: the best round's model; None for a new run.
         failed_in_a_row: rounds below the quorum up to here.
         clients: training rows of each client that was there.
         guard: what the checks of updates remember.
@@ -41,7 +39,6 @@ class Standing:
     run_id: str
     state: ServerState
     history: RunHistory | None = None
-    best: Weights | None = None
     failed_in_a_row: int = 0
     clients: Mapping[int, int] = field(default_factory=dict)
     guard: GuardState = field(default_factory=GuardState)
@@ -104,7 +101,6 @@ def find_standing(
         run_id=checkpoint.run_id,
         state=checkpoint.state,
         history=checkpoint.history,
-        best=found.best,
         failed_in_a_row=0 if failed >= config.runtime.max_failed_rounds else failed,  # it ended for that; who starts it again tries again
         clients=checkpoint.clients,
         guard=checkpoint.guard,

@@ -11,14 +11,14 @@ from torch import nn
 
 from fedmap.data.base import Split
 from fedmap.errors import ConfigError
-from fedmap.local.tensors import set_weights
+from fedmap.local.tensors import put_weights
 from fedmap.local.training import TrainingOptions, evaluate, predictions_of
 from fedmap.weights import Weights
 
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """A `fedmap.aggregators.judge.Judge` around a model, whose shared tensors are overwritten by each question.
+    """A `fedmap.aggregators.judge.Judge` around a model, which each question gives other weights.
 
     Attributes:
         model: on `options.device`.
@@ -54,7 +54,7 @@ class ModelJudge:
 
     def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
         """[n, C], in evaluation mode."""
-        set_weights(self.model, weights)
+        put_weights(self.model, weights)  # whoever holds what was in the model keeps it
         return evaluate(self.model, self.split, self.options).logits
 
     def decide(self, logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:

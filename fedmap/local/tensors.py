@@ -104,6 +104,39 @@ def get_weights(model: nn.Module) -> dict[str, Array]:
     return {name: tensor.detach().cpu().numpy().copy() for name, tensor in shared_tensors(model)}
 
 
+def weights_in(model: nn.Module) -> dict[str, Array]:
+    """The model's shared tensors by name, parameters as they lie in the model's own memory and buffers as copies.
+
+    So a server has its global model once and not twice. It holds as long as nothing is written into the parameters: `put_weights`
+    gives the model other memory instead, and leaves whoever still holds these arrays what they have.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    return {
+        name: tensor.detach().numpy()
+        if name in parameters and tensor.device.type == "cpu" and tensor.is_contiguous()
+        else tensor.detach().cpu().numpy().copy()
+        for name, tensor in shared_tensors(model)
+    }
+
+
+def put_weights(model: nn.Module, weights: Weights) -> dict[str, Array]:
+    """Give the model these weights in memory of its own, where nothing trains on it; they are then to be read as `weights_in` has them.
+
+    One tensor after the other takes the place of the old one, so that it takes no more than the arrays and the model.
+
+    Raises:
+        UpdateError: see `set_weights`.
+    """
+    own = _fitting(model, weights, partial=False)
+    with torch.no_grad():
+        for name, array in weights.items():
+            fresh = torch.empty_like(own[name], requires_grad=False)  # torch's own memory: results may depend on how numbers are aligned
+            fresh.copy_(torch.from_numpy(array if array.flags.writeable else np.array(array)))
+            own[name].data = fresh
+    there = weights_in(model)
+    return {name: there[name] if there[name].dtype == array.dtype else np.array(array) for name, array in weights.items()}
+
+
 def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) -> None:
     """Write named arrays into the model's shared tensors, in place.
 
@@ -115,7 +148,14 @@ def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) ->
     Raises:
         UpdateError: a name is unknown or missing, or a shape differs; the first offenders are named.
     """
-    own = _table_of(model).shared
+    own = _fitting(model, weights, partial)
+    with torch.no_grad():
+        for name, array in weights.items():
+            own[name].copy_(torch.from_numpy(np.array(array, copy=True)))
+
+
+def _fitting(model: nn.Module, weights: Weights, partial: bool) -> dict[str, torch.Tensor]:
+    own = dict(shared_tensors(model))
     unknown = [name for name in weights if name not in own]
     missing = [] if partial else [name for name in own if name not in weights]
     wrong = [
@@ -133,13 +173,7 @@ def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) ->
         raise UpdateError(
             "the weights do not fit this model (" + "; ".join(problems) + "); use the same model configuration on server and clients"
         )
-    with torch.no_grad():
-        for name, array in weights.items():
-            tensor = own[name].detach()
-            if tensor.is_cpu and tensor.dtype in _SAME and array.dtype == _SAME[tensor.dtype]:
-                np.copyto(tensor.numpy(), array)
-            else:
-                tensor.copy_(torch.from_numpy(np.array(array, copy=True)))
+    return own
 
 
 def layout_of(model: nn.Module) -> Layout:

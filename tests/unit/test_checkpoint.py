@@ -192,7 +192,7 @@ def test_the_last_checkpoints_and_the_best_models_stay(tmp_path):
     found = kept.load(FlowerState)
     assert found is not None
     assert found.notes == ()
-    assert found.best["w"].tolist() == [4, 4, 4]
+    assert kept.weights(4, FlowerState)["w"].tolist() == [4, 4, 4]
     expected = checkpoint(5, SCORES)
     assert state_to_bytes(found.checkpoint) == state_to_bytes(expected)
     assert found.checkpoint.history == expected.history
@@ -217,7 +217,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_that_is_said(tmp_path):
         found = kept.load(FlowerState)
         assert found is not None
         assert found.checkpoint.state.round_index == 2
-        assert found.best["w"].tolist() == [1, 1, 1]
+        assert kept.weights(1, FlowerState)["w"].tolist() == [1, 1, 1]
         assert len(found.notes) == 1
         assert "a checkpoint cannot be used" in found.notes[0]
         assert reason in found.notes[0]

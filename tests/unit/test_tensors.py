@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fedmap.errors import UpdateError
-from fedmap.local.tensors import get_weights, layout_of, set_weights, shared_tensors
+from fedmap.local.tensors import get_weights, layout_of, put_weights, set_weights, shared_tensors, weights_in
 from tests.toys import Net
 
 
@@ -122,3 +122,26 @@ def test_a_model_that_is_changed_later_is_looked_at_anew() -> None:
     assert layout_of(model).buffers == {"2.running_mean", "2.running_var", "2.num_batches_tracked"}
     model[2].running_mean = torch.ones(2)
     assert np.array_equal(get_weights(model)["2.running_mean"], [1, 1])
+
+
+def test_the_servers_model_lies_in_its_arrays_and_who_holds_the_old_ones_keeps_them() -> None:
+    model = Net()
+    first = weights_in(model)
+    assert all(np.array_equal(array, first[name]) for name, array in get_weights(model).items())
+    assert first["head.weight"].base is not None, "a parameter is not copied"
+    given = {name: np.array(array) + 1 for name, array in first.items()}
+    before = {name: array.copy() for name, array in first.items()}
+    second = put_weights(model, given)
+    assert list(second) == list(given)
+    assert all(np.array_equal(array, before[name]) for name, array in first.items()), "the old model is somebody else's"
+    given["head.weight"][:] = 0
+    for name, array in get_weights(model).items():
+        assert np.array_equal(array, before[name] + 1)
+        assert np.array_equal(second[name], array)
+        assert second[name].dtype == array.dtype
+    assert np.shares_memory(second["head.weight"], model.head.weight.detach().numpy())
+    with torch.no_grad():
+        model.body[1].running_mean.add_(1)
+    assert np.array_equal(second["body.1.running_mean"], before["body.1.running_mean"] + 1), "a forward pass may write into buffers"
+    with pytest.raises(UpdateError, match="1 missing"):
+        put_weights(model, {name: array for name, array in given.items() if name != "head.bias"})
