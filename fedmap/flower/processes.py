@@ -121,9 +121,7 @@ def environment(home: Path) -> dict[str, str]:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     # Nobody outside hears of a federation, unless the user says so.
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-    # Flower's own second between looks for a message to start a process for is, on average, half a second of every round.
-    quick = {"FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2"}
-    return {**quiet, **quick, **os.environ, "PATH": path, "FLWR_HOME": str(home)}
+    return {**quiet, **os.environ, "PATH": path, "FLWR_HOME": str(home)}
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -21,7 +21,7 @@ from fedmap.access.handshake import check_encrypted, check_plain
 from fedmap.backoff import pauses
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
-from fedmap.flower import own_app, processes
+from fedmap.flower import launcher, own_app, processes
 from fedmap.flower.events import Tail
 from fedmap.flower.identities import REFUSED
 from fedmap.participation import CONNECTED, CONNECTING, SEARCHING, Participation
@@ -81,10 +81,16 @@ def join(member: Member, server: Whereabouts, participation: Participation) -> b
     """
     config, folder = member.config, member.folder
     environment = processes.environment(PROJECT / ".fedmap" / "flower" / f"{folder.parent.name}_{folder.name}_client_{config.client_id}")
+    # Flower's own second between looks for a message to start a process for is, on average, half a second of every round.
+    environment.setdefault("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.2")
     home = Path(environment["FLWR_HOME"])
     events = Tail(folder / "client_events.jsonl")
+    program = Path(processes.program("flwr-clientapp"))
     if config.security.app == "same":
-        environment["PATH"] = os.pathsep.join([str(own_app.install(home, events.path)), environment["PATH"]])
+        program = own_app.install(home, events.path) / program.name
+        environment["PATH"] = os.pathsep.join([str(program.parent), environment["PATH"]])
+    if (start := launcher.install(home, program)) is not None:
+        environment["PATH"] = os.pathsep.join([str(start), environment["PATH"]])
     for _ in events.new():  # of an earlier time that this process took part
         pass
     log = folder / "supernode.log"
