@@ -20,7 +20,8 @@ _ABSURD = 1e6  # times the size of the model itself: refused even where nothing 
 MANY = 5  # clients whose common direction means something
 _ROUNDING = 1e-12  # of a sum of cosines, for each client: what is smaller is taken for 0
 _KEPT = 0.9  # of what is known of a client's direction, from round to round
-_BLOCK = 1 << 18  # numbers of all clients at a time: they stay in the processor's cache
+_BLOCK = 1 << 17  # numbers of all clients at a time: they stay in the processor's cache
+_LEAST = 1 << 9  # numbers of one client at a time, at least
 
 
 @dataclass(frozen=True)
@@ -173,13 +174,16 @@ def directions(
     """
     if len(updates) < MANY:
         return {}
-    gram = _gram(list(updates.values()), received, names, lengths)
-    trusted = np.array([before.get(client_id, 0.0) >= 0 for client_id in updates])
-    cosines = _cosines_with_others(gram, trusted)
-    now = {client_id: _KEPT * before.get(client_id, 0.0) + cosine for client_id, cosine in zip(updates, cosines, strict=True)}
-    again = np.array([value >= 0 for value in now.values()])
-    cosines = _cosines_with_others(gram, again)
-    return {client_id: _KEPT * before.get(client_id, 0.0) + cosine for client_id, cosine in zip(updates, cosines, strict=True)}
+    before = {client_id: before.get(client_id, 0.0) for client_id in updates}
+    counted = np.array([value >= 0 for value in before.values()])
+    for _ in range(2):  # those that turn out to point away do not count either
+        cosines = _cosines_with_others(list(updates.values()), received, names, lengths, counted)
+        now = {client_id: _KEPT * value + cosine for (client_id, value), cosine in zip(before.items(), cosines, strict=True)}
+        again = np.array([value >= 0 for value in now.values()])
+        if (again == counted).all():
+            break
+        counted = again
+    return now
 
 
 def against_the_others(standing: Mapping[int, float], limit: float) -> Iterator[tuple[int, str]]:
@@ -203,32 +207,33 @@ def against_the_others(standing: Mapping[int, float], limit: float) -> Iterator[
         )
 
 
-def _gram(updates: Sequence[ClientUpdate], received: Weights, names: Sequence[str], lengths: Sequence[float]) -> npt.NDArray[np.float64]:
-    """[K, K] cosines between the clients' changes; 0 where one is nothing."""
-    floats = [name for name in names if is_float(received[name])]
-    scales = np.array([1 / length if length > 0 else 0.0 for length in lengths], np.float32)[:, None]
-    gram = np.zeros((len(updates), len(updates)))
-    size = max(_BLOCK // len(updates), 1 << 12)
-    changes = np.empty((len(updates), size), np.float32)
-    for name in floats:
-        own = np.ascontiguousarray(received[name]).reshape(-1)
+def _cosines_with_others(
+    updates: Sequence[ClientUpdate], received: Weights, names: Sequence[str], lengths: Sequence[float], counted: npt.NDArray[np.bool_]
+) -> list[float]:
+    """For each client the cosine between its change and the sum of the counted others' unit changes; 0 where either is nothing.
+
+    Each change is compared with the sum of all, which takes as long as reading them, and not with each other one. In float64, since a
+    sum of many that cancel out must be seen to be nothing.
+    """
+    scales = np.array([1 / length if length > 0 else 0.0 for length in lengths])[:, None]
+    rows, own = np.zeros(len(updates)), np.zeros(len(updates))  # with the sum of all that are counted, and with itself
+    whole, size = 0.0, max(_BLOCK // len(updates), _LEAST)
+    changes = np.empty((len(updates), size))
+    for name in names:
+        if not is_float(received[name]):
+            continue
+        start = np.ascontiguousarray(received[name]).reshape(-1)
         flats = [np.ascontiguousarray(update.weights[name]).reshape(-1) for update in updates]
-        for start in range(0, own.size, size):
-            place = slice(start, min(start + size, own.size))
-            block = changes[:, : place.stop - start]
+        for place in (slice(low, min(low + size, start.size)) for low in range(0, start.size, size)):
+            block = changes[:, : place.stop - place.start]
             for row, flat in zip(block, flats, strict=True):
-                np.subtract(flat[place], own[place], out=row, casting="unsafe")
+                np.subtract(flat[place], start[place], out=row)
             block *= scales
-            for k, row in enumerate(block):  # by rows: half of it is the other half, and the product of two flat matrices is slow
-                gram[k, : k + 1] += block[: k + 1] @ row
-    return gram + np.tril(gram, -1).T
-
-
-def _cosines_with_others(cosines: npt.NDArray[np.float64], counted: npt.NDArray[np.bool_]) -> list[float]:
-    """For each client the cosine between its change and the sum of the counted others' unit changes; 0 where either is nothing."""
-    rows = cosines[:, counted].sum(axis=1)  # each with all that are counted, itself among them where it is
-    own = np.where(counted, np.diagonal(cosines), 0.0)
-    whole = float(rows[counted].sum())
+            total = counted @ block
+            rows += block @ total
+            own += np.einsum("ij,ij->i", block, block)
+            whole += float(total @ total)
+    own = np.where(counted, own, 0.0)
     squares = whole - 2 * np.where(counted, rows, 0.0) + own  # of the others' sums, without adding them up for each client anew
-    lengths = np.sqrt(np.where(squares > _ROUNDING * len(cosines), squares, 0.0))
-    return [float(found) for found in np.divide(rows - own, lengths, out=np.zeros(len(cosines)), where=lengths > 0)]
+    norms = np.sqrt(np.where(squares > _ROUNDING * len(updates), squares, 0.0))
+    return [float(found) for found in np.divide(rows - own, norms, out=np.zeros(len(updates)), where=norms > 0)]
