@@ -29,12 +29,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def tree_seconds(pid: int) -> float:
     """Processor seconds, user and system, of a process and all its descendants so far, to a hundredth for each of them."""
-    ticks = 0
-    for process in _tree(pid):
-        with contextlib.suppress(OSError, IndexError):  # it ended meanwhile, and its parent has its time
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-            ticks += sum(int(fields[place]) for place in (11, 12, 13, 14))  # utime, stime, cutime, cstime; proc(5), counted from state
-    return ticks / _TICKS
+    return sum(_seconds(process, 11, 12, 13, 14) for process in _tree(pid))  # utime, stime, cutime, cstime
+
+
+def _seconds(pid: int, *places: int) -> float:
+    """Processor seconds of a process; places as in proc(5), counted from the state."""
+    with contextlib.suppress(OSError, IndexError):  # it ended meanwhile, and its parent has its time
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(int(fields[place]) for place in places) / _TICKS
+    return 0.0
 
 
 def _tree(pid: int) -> list[int]:
@@ -47,24 +50,27 @@ def _tree(pid: int) -> list[int]:
 
 @dataclass
 class Peak:
-    """The most memory that was seen, in bytes.
+    """What was seen of single processes, by pid.
 
     Attributes:
-        processes: the largest resident set of each process, by pid, as the kernel kept it.
-        names: the command line of each, by pid.
+        processes: the largest resident set of each, in bytes, as the kernel kept it.
+        seconds: processor seconds of each, its children's not counted, up to the last look at it.
+        names: the command line of each.
     """
 
     processes: dict[int, int] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
 
     def look(self, pid: int) -> None:
-        """Read the high-water marks of a tree."""
+        """Read the marks and the clocks of a tree."""
         for process in _tree(pid):
             with contextlib.suppress(OSError, psutil.Error, StopIteration):
                 lines = Path(f"/proc/{process}/status").read_text().splitlines()
                 kilobytes = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
                 self.processes[process] = max(1024 * kilobytes, self.processes.get(process, 0))
                 self.names[process] = " ".join(psutil.Process(process).cmdline())
+                self.seconds[process] = max(_seconds(process, 11, 12), self.seconds.get(process, 0.0))
 
 
 @contextlib.contextmanager
@@ -93,12 +99,14 @@ class Recorder:
         pids: of the trees' roots; more may be added.
         seconds: between two readings.
         readings: (unix time, processor seconds of all trees so far).
+        shares: the same time, and the seconds of each process so far by pid; short-lived ones are read up to their last look.
         peak: see `Peak`.
     """
 
     pids: list[int] = field(default_factory=list)
     seconds: float = 0.3
     readings: list[tuple[float, float]] = field(default_factory=list)
+    shares: list[tuple[float, dict[int, float]]] = field(default_factory=list)
     peak: Peak = field(default_factory=Peak)
     _over: threading.Event = field(default_factory=threading.Event)
     _ended: dict[int, float] = field(default_factory=dict)
@@ -117,7 +125,9 @@ class Recorder:
             for pid in list(self.pids):
                 self._ended[pid] = max(tree_seconds(pid), self._ended.get(pid, 0.0))
                 self.peak.look(pid)
-            self.readings.append((time.time(), sum(self._ended.values())))
+            now = time.time()
+            self.readings.append((now, sum(self._ended.values())))
+            self.shares.append((now, dict(self.peak.seconds)))
             if self._over.wait(self.seconds):
                 return
 
@@ -125,6 +135,11 @@ class Recorder:
         """Processor seconds at a unix time, between the readings around it."""
         times, values = zip(*self.readings, strict=True)
         return float(np.interp(moment, times, values))
+
+    def between(self, start: float, end: float) -> dict[int, float]:
+        """Processor seconds of each process, by pid, from the reading next to a unix time to the one next to another."""
+        first, last = (min(self.shares, key=lambda share: abs(share[0] - moment))[1] for moment in (start, end))
+        return {pid: seconds - first.get(pid, 0.0) for pid, seconds in last.items()}
 
 
 def main(command: Sequence[str]) -> int:

@@ -21,7 +21,7 @@ from benchmarks.round_ground import Ground, save_initial
 from fedmap.build import build_data, cache_dir, prepare_split, training_options
 from fedmap.config import PROJECT
 from fedmap.errors import FederationError
-from fedmap.flower.processes import free_port
+from fedmap.flower.processes import free_port, wait_until_answers
 from fedmap.local.training import evaluate
 
 _APPLICATION = Path(__file__).with_name("peer_application.py")
@@ -39,6 +39,7 @@ class Timing:
         logits: of the last model on the server's test rows, [n, C].
         labels: of these rows.
         peak: the largest resident set of each process, in MB, by what it is.
+        shares: processor seconds of each round, by what the process is; about 0.3 s of each process that ends within it are missing.
         counts: what was counted, by who; see the sources.
     """
 
@@ -48,6 +49,7 @@ class Timing:
     logits: npt.NDArray[np.float32]
     labels: npt.NDArray[np.uint8]
     peak: dict[str, float] = field(default_factory=dict)
+    shares: dict[str, list[float]] = field(default_factory=dict)
     counts: dict[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
@@ -95,17 +97,15 @@ def run_peer(ground: Ground, folder: Path) -> Timing:
         at = {(m["what"], m["round"]): m["time"] for m in marks if m["who"] == "server"}
         return [(at["begin", k], at["end", k]) for k in range(1, ground.num_rounds + 1)]
 
-    def delay(name: str) -> float:
-        return 0.0 if name == "server" else 10.0  # its server has to listen by then; the wait costs no processor time
-
-    recorder = _run(commands, folder, environment, delay)
-    cpu, wall = _rounds(recorder, moments())
+    recorder = _run(commands, folder, environment, f"127.0.0.1:{settings['port']}")
+    rounds = moments()
+    cpu, wall = _rounds(recorder, rounds)
     scored = np.load(folder / "scores.npz")
     counts: dict[str, Mapping[str, int]] = {}
     for mark in lines_of(folder / "marks.jsonl"):
         counts[f"{mark['who']} {mark['what']} {mark['round']}"] = mark["counts"]
     labels = scored["labels"].astype(np.uint8)
-    return Timing(cpu, wall, recorder.readings[-1][1], scored["logits"], labels, _peaks(recorder), counts)
+    return Timing(cpu, wall, recorder.readings[-1][1], scored["logits"], labels, _peaks(recorder), _shares(recorder, rounds), counts)
 
 
 def run_ours(ground: Ground, folder: Path, superlink: bool) -> Timing:
@@ -125,13 +125,14 @@ def run_ours(ground: Ground, folder: Path, superlink: bool) -> Timing:
         client = [sys.executable, PROJECT / "client_main.py", *common, address, "client.enabled=false"]
         for k in range(ground.clients):
             commands[f"client {k}"] = [*client, f"client_id={k}", f"hydra.run.dir={folder / f'client_{k}'}"]
-    recorder = _run(commands, folder, environment_of(), lambda name: 0.0)
+    recorder = _run(commands, folder, environment_of())
     events = lines_of(out / "events.jsonl")
     begun = {event["round_index"]: event["time"] for event in events if event["event"] == "clients"}
     ended = {event["record"]["round_index"]: event["time"] for event in events if event["event"] == "round"}
-    cpu, wall = _rounds(recorder, [(begun[k], ended[k]) for k in sorted(begun)])
+    rounds = [(begun[k], ended[k]) for k in sorted(begun)]
+    cpu, wall = _rounds(recorder, rounds)
     logits, labels = _scores(ground, out / "last", folder)
-    return Timing(cpu, wall, recorder.readings[-1][1], logits, labels, _peaks(recorder))
+    return Timing(cpu, wall, recorder.readings[-1][1], logits, labels, _peaks(recorder), _shares(recorder, rounds))
 
 
 def _scores(ground: Ground, saved: Path, folder: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
@@ -144,15 +145,15 @@ def _scores(ground: Ground, saved: Path, folder: Path) -> tuple[npt.NDArray[np.f
     return found.logits, found.labels
 
 
-def _run(commands: Mapping[str, Sequence[Any]], folder: Path, environment: Mapping[str, str], delay: Any) -> Recorder:
+def _run(commands: Mapping[str, Sequence[Any]], folder: Path, environment: Mapping[str, str], address: str = "") -> Recorder:
+    """Run programs to their ends; with an address, all but the first start when something listens there."""
     recorder = Recorder()
     with contextlib.ExitStack() as stack:
         stack.enter_context(recorder)
         roots = {}
-        waited = 0.0
         for name, command in commands.items():
-            time.sleep(max(delay(name) - waited, 0.0))
-            waited = max(waited, delay(name))
+            if roots and address:
+                wait_until_answers(address, next(iter(roots.values())), folder / "server" / "log")
             place = folder / name.replace(" ", "_") / "cwd"
             place.mkdir(parents=True, exist_ok=True)
             root = stack.enter_context(running(command, place.parent / "log", place, environment))
@@ -173,26 +174,44 @@ def _rounds(recorder: Recorder, moments: Sequence[tuple[float, float]]) -> tuple
     return cpu, [end - begin for begin, end in moments]
 
 
+_KINDS = {  # of processes, by a word of their command line
+    "launcher.py": "flwr-clientapp",
+    "server_main": "server_main",
+    "client_main": "client_main",
+    "flwr-serverapp": "flwr-serverapp",
+    "flwr-clientapp": "flwr-clientapp",
+    "flower-superlink": "flower-superlink",
+    "flower-supernode": "flower-supernode",
+    "flower-superexec": "flower-superexec",
+    "fedmap.flower.resident": "client's resident",
+    "spawn_main": "client's worker",
+}
+
+
+def _kind(words: str) -> str:
+    if "process_tree" in words:
+        return ""
+    if "peer_application" in words:
+        return "peer server" if " server " in words else "peer client"
+    return next((kind for word, kind in _KINDS.items() if word in words), "")
+
+
 def _peaks(recorder: Recorder) -> dict[str, float]:
     """Megabytes of the largest process of each kind."""
     found: dict[str, float] = {}
     for pid, size in recorder.peak.processes.items():
-        words = recorder.peak.names[pid]
-        kinds = (
-            "server_main",
-            "client_main",
-            "flwr-serverapp",
-            "flwr-clientapp",
-            "flower-superlink",
-            "flower-supernode",
-            "fedmap.flower.resident",
-            "spawn_main",
-        )
-        kind = next((kind for kind in kinds if kind in words), "")
-        if "peer_application" in words:
-            kind = "peer server" if " server " in words else "peer client"
-        if kind and "process_tree" not in words:
+        if kind := _kind(recorder.peak.names[pid]):
             found[kind] = max(found.get(kind, 0.0), size / 1e6)
+    return found
+
+
+def _shares(recorder: Recorder, moments: Sequence[tuple[float, float]]) -> dict[str, list[float]]:
+    """Processor seconds of each kind of process in each round."""
+    found: dict[str, list[float]] = {}
+    for place, (begin, end) in enumerate(moments):
+        for pid, seconds in recorder.between(begin, end).items():
+            if (kind := _kind(recorder.peak.names[pid])) and seconds:
+                found.setdefault(kind, [0.0] * len(moments))[place] += seconds
     return found
 
 
