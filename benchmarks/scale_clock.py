@@ -17,7 +17,7 @@ class Job:
 
     Attributes:
         system: one of `benchmarks.scale.SYSTEMS`.
-        task: "mlp" or "cnn", see `benchmarks.scale_ground`.
+        task: "mlp" or "cnn", see `benchmarks.scale_ground`; "head" or "tiny-head", see `benchmarks.scale_movies`.
         clients: how many; all of them take part in each round.
         rounds: of training.
         seed: of the data and of the initial model.
@@ -26,6 +26,7 @@ class Job:
         learning_rate: of plain SGD.
         workers: processes (or threads) that train.
         validation_rows: of each client; only ours can use them.
+        features: of a head's task, the file with them; see `benchmarks.scale_movies`.
     """
 
     system: str
@@ -38,6 +39,7 @@ class Job:
     learning_rate: float = 0.1
     workers: int = 2
     validation_rows: int = 0
+    features: str = ""
 
 
 @dataclass
@@ -48,12 +50,15 @@ class Clock:
         wall: seconds since some moment.
         processor: seconds of all processors together, of this process and its descendants, dead ones among them.
         memory: megabytes, each shared page counted once (proportional set size).
-        accuracy: of the server's model on its test rows; of the initial model first.
+        private: megabytes that are no other process's, too. Other programs that use the same libraries move the former, and not this.
+        accuracy: of the server's model on its test rows; of the initial model first. Of a head: macro-F1 on the server's validation rows
+            at thresholds tuned there.
     """
 
     wall: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     memory: list[float] = field(default_factory=list)
+    private: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
 
     def tick(self, accuracy: float) -> None:
@@ -61,12 +66,15 @@ class Clock:
         self.wall.append(time.perf_counter())
         self.processor.append(0.0)
         self.memory.append(0.0)
+        self.private.append(0.0)
         self.accuracy.append(accuracy)
         own = psutil.Process()
         for process in [own, *own.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
                 self.processor[-1] += sum(process.cpu_times()[:4])
-                self.memory[-1] += process.memory_full_info().pss / 1e6
+                taken = process.memory_full_info()
+                self.memory[-1] += taken.pss / 1e6
+                self.private[-1] += taken.uss / 1e6
 
     def write(self, job: Job, path: Path) -> None:
         """Everything, and the job, as JSON."""
