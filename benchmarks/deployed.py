@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.harness import Options, Result, Table, Target, main, median
 from benchmarks.process_tree import Recorder, running
-from benchmarks.round_ground import make_data
+from benchmarks.round_ground import make_data, small_bert
 from benchmarks.round_systems import environment_of, lines_of
 from fedmap.build import build_data, build_model
 from fedmap.config import PROJECT, compose_and_resolve, parse
@@ -83,6 +83,14 @@ def small_model(data: Path) -> Model:
     """1.1 million numbers: the head on the real frozen towers, whose features lie in the cache after the first message."""
     own = ("model=minilm_efficientnet_lite0", "model.image_output_dim=512", "model.fusion_output_dim=512", "dataset.image_size=64")
     return _model("head on frozen MiniLM and EfficientNet-Lite0", data, own)
+
+
+def middle_model(data: Path, folder: Path) -> Model:
+    """12 million numbers in 160 arrays, those of `benchmarks.round`: a BERT of 2 layers and ResNet-18 with random weights."""
+    if not folder.is_dir():
+        small_bert(folder, data)
+    own = ("model=bert_resnet18", f"model.bert_name={folder}", "model.pretrained_vision=false", "dataset.image_size=32")
+    return _model("BERT of 2 layers and ResNet-18, all trained", data, own)
 
 
 def large_model(data: Path, folder: Path) -> Model:
@@ -224,7 +232,7 @@ def measure(options: Options) -> Result:
         make_data(base / "data", _CLIENTS, 0, None, {"train": 8, "val": 4, "test": 4}, 8)
         models = [small_model(base / "data")]
         if not options.quick:
-            models.append(large_model(base / "data", base / "bert"))
+            models += [middle_model(base / "data", base / "small_bert"), large_model(base / "data", base / "bert")]
         for model in models:
             trials: dict[str, list[Trial]] = {"bare": [], "ours": []}
             for pair in range(options.seeds):
@@ -255,7 +263,7 @@ def measure(options: Options) -> Result:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=4, help="rounds of each trial, after one to warm up (default 4)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each trial, after one to warm up (default 3)")
     parser.add_argument("--work", type=Path, help="where to put several gigabytes of temporary files (default: the system's place)")
 
 
