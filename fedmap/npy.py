@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,6 +35,22 @@ def to_bytes(array: Array) -> bytes:
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)
     return file.getvalue()
+
+
+@dataclass(frozen=True, eq=False)
+class Later:
+    """The bytes of an array that stays as it is, made when they are wanted and kept by nobody; pickled it is the bytes."""
+
+    array: Array
+
+    def __len__(self) -> int:
+        return len(header(self.array.dtype, self.array.shape)) + self.array.nbytes
+
+    def __bytes__(self) -> bytes:
+        return to_bytes(self.array)
+
+    def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
+        return bytes, (bytes(self),)
 
 
 def view(data: bytes, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array | None:

@@ -20,6 +20,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.serverapp import Grid
 
 from fedmap.errors import UpdateError
+from fedmap.flower.parcels import size_of
 
 CRATE = "crate"
 _LARGE = 4 << 20  # bytes from which an array travels beside the crate: it needs chunks of its own anyway, and no copy
@@ -34,7 +35,7 @@ def crate(content: RecordDict) -> RecordDict:
     found = RecordDict()
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
-            small = {name: array for name, array in record.items() if len(array.data) < _LARGE}
+            small = {name: array for name, array in record.items() if size_of(array) < _LARGE}
             pieces += [array.data for array in small.values()]
             about = [[name, *([a.dtype, a.shape, a.stype, len(a.data)] if name in small else ())] for name, a in record.items()]
             listed.append((key, "array", about))

@@ -22,7 +22,7 @@ from flwr.serverapp import Grid
 
 from fedmap.errors import UpdateError
 from fedmap.flower.crates import uncrate
-from fedmap.flower.parcels import of_kind
+from fedmap.flower.parcels import of_kind, size_of
 
 _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid that waits by itself says poll_seconds = 0
 _TRANSPORT = (OSError, httpx.HTTPError)  # the SuperLink cannot be reached, which is no client's doing
@@ -151,6 +151,7 @@ class Exchange:
                         settle(node, None, in_words(reply.error))
                 else:
                     settle(pending.pop(about), *_content(reply))
+            reply = ""  # the last answer makes room for the next one
             late = {overdue.node for overdue in self._overdue.values()}
             if free := [node for node in held if node not in late]:
                 for node in free:
@@ -255,4 +256,4 @@ def _content(reply: Message) -> tuple[RecordDict | None, str]:
 
 def content_bytes(content: RecordDict) -> int:
     """Bytes of all arrays in a message's content."""
-    return sum(len(array.data) for record in of_kind(content, ArrayRecord).values() for array in record.values())
+    return sum(size_of(array) for record in of_kind(content, ArrayRecord).values() for array in record.values())

@@ -34,6 +34,7 @@ from fedmap.local.private import check_model_for, check_rule_for
 from fedmap.local.rules import make_rule
 from fedmap.local.tensors import layout_of, put_weights, shared_tensors, weights_in
 from fedmap.local.training import Evaluation, TrainingOptions, evaluate
+from fedmap.memory import give_back
 from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
@@ -135,6 +136,7 @@ class Server:
     def _settle(self) -> None:
         """Let the state's model be the one in the model, so that it is there once."""
         self._state = replace(self.state, weights=self._show(self.state.weights))
+        give_back()
 
     def _check_privacy(self, initial: ServerState) -> None:
         """Refuse a model or a strategy whose clients would send what privacy does not cover."""
@@ -208,6 +210,7 @@ class Server:
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
         self._in_model = {}  # an aggregator may ask how other models do
+        give_back()
         try:
             if len(updates) < least:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")

@@ -22,7 +22,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
-from fedmap.flower.workers import AHEAD, Packed, Worker, run_app
+from fedmap.flower.exchange import content_bytes
+from fedmap.flower.workers import AHEAD, Worker, run_app
 
 log = logging.getLogger("fedmap.local")
 _SERVER_NODE = 1
@@ -30,6 +31,7 @@ _RUN_ID = 1
 _CLIENT_FAILED = 2  # Flower's code for an exception in a ClientApp
 _START_SECONDS = 120.0
 _BATCH_SECONDS = 0.05  # without workers, replies are handed out this often
+_LARGE = 8 << 20  # bytes of an answer
 _LOOK_AHEAD = 64  # so many waiting messages are looked through for one whose client a worker already knows
 
 
@@ -52,7 +54,6 @@ class LocalGrid(Grid):
     _pool: list[Worker] = field(default_factory=list, init=False)
     _sent: int = field(default=0, init=False)
     _homes: dict[int, Worker] = field(default_factory=dict, init=False)
-    _packed: Packed | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = _RUN_ID, _SERVER_NODE, 0
@@ -159,15 +160,20 @@ class LocalGrid(Grid):
         busy = {worker.pipe: worker for worker in self._pool if worker.tasks}
         for pipe in wait(list(busy), timeout=0.2):
             worker = busy[pipe]  # type: ignore[index]
+            large = False
             try:
-                while worker.tasks and worker.pipe.poll():
+                while worker.tasks and not large and worker.pipe.poll():
                     if (received := worker.receive()) is not None:
                         self._keep(*received)
+                        large = received[1].has_content() and content_bytes(received[1].content) > _LARGE
             except (EOFError, OSError):
                 self._replace(worker)
             self._feed(worker)
+            if large:  # the server takes it in before the next one comes
+                break
         if not self._waiting and not any(worker.tasks for worker in self._pool):
-            self._packed = None
+            for worker in self._pool:
+                worker.has = None
 
     def _feed(self, worker: Worker) -> None:
         """Give the worker something to do: one message, and some to go on with while there are plenty."""
@@ -176,10 +182,8 @@ class LocalGrid(Grid):
             self._renew(worker)
         while self._waiting and (not worker.tasks or (len(worker.tasks) < AHEAD <= len(self._waiting) // len(self._pool))):
             message = self._next(worker)
-            if self._packed is None or self._packed.content is not message.content:
-                self._packed = Packed(message.content, len(self._pool))
             try:
-                if not worker.send(message, self._packed, self._context(message.metadata.dst_node_id)):
+                if not worker.send(message, self._context(message.metadata.dst_node_id)):
                     self._waiting.appendleft(message)
                     return
             except OSError:

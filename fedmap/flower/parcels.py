@@ -26,6 +26,7 @@ from fedmap.weights import Weights
 
 _EXTRA, _PACKED, _NAMES = "extra.", "packed.", "names."
 _STYPE = "fedmap.packed"
+_LARGE = 1 << 20  # bytes
 Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 Made = TypeVar("Made", ArrayRecord, ConfigRecord, MetricRecord, RecordDict)
 
@@ -55,8 +56,30 @@ def arrays_to_record(weights: Weights) -> ArrayRecord:
 _DTYPE = functools.cache(str)  # NumPy makes the name anew each time
 
 
+class LateArray(Array):
+    """A large array on its way out. Its bytes are made whenever they are asked for, so that a message takes no memory beside the model."""
+
+    def __init__(self, array: npt.NDArray[np.generic]) -> None:
+        self.__dict__.update(dtype=_DTYPE(array.dtype), shape=array.shape, stype=SType.NUMPY, later=npy.Later(array))
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """What lies in `data` of any other array."""
+        return bytes(self.__dict__["later"])
+
+    def __reduce__(self) -> tuple[type[Array], tuple[object, ...]]:
+        return Array, (self.dtype, self.shape, self.stype, self.__dict__["later"])
+
+
+def size_of(array: Array) -> int:
+    """Bytes of an array's data."""
+    return len(array.__dict__["later"] if isinstance(array, LateArray) else array.data)
+
+
 def _array(array: npt.NDArray[np.generic]) -> Array:
     """What `Array(array)` is, made faster."""
+    if array.nbytes >= _LARGE and array.flags.c_contiguous and array.dtype.kind in "biufc":
+        return LateArray(array)
     made = Array.__new__(Array)
     made.__dict__.update(dtype=_DTYPE(array.dtype), shape=array.shape, stype=SType.NUMPY, data=npy.to_bytes(array))
     return made

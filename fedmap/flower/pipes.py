@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 from multiprocessing.connection import Connection
 from typing import Any
 
+from fedmap.npy import Later
+
 _LARGE = 1 << 16  # bytes
+_COUNT = struct.Struct("<I")
 
 
 class _Pickler(pickle.Pickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self.parts: list[bytes] = []
+        self.parts: list[bytes | Later] = []
 
     def persistent_id(self, thing: Any) -> int | None:
         """The place among the parts of a large bytes object; None has it pickled."""
-        if type(thing) is not bytes or len(thing) < _LARGE:
+        if type(thing) not in (bytes, Later) or len(thing) < _LARGE:
             return None
         self.parts.append(thing)
         return len(self.parts) - 1
@@ -36,12 +40,14 @@ class _Unpickler(pickle.Unpickler):
 def send(pipe: Connection, thing: object) -> None:
     """Send anything that can be pickled; `receive` is the other end."""
     file = io.BytesIO()
+    file.write(bytes(_COUNT.size))
     pickler = _Pickler(file)
     pickler.dump(thing)
-    pipe.send(len(pickler.parts))
-    for part in pickler.parts:
-        pipe.send_bytes(part)
+    file.seek(0)
+    file.write(_COUNT.pack(len(pickler.parts)))
     pipe.send_bytes(file.getbuffer())
+    for part in pickler.parts:
+        pipe.send_bytes(bytes(part))
 
 
 def receive(pipe: Connection) -> Any:
@@ -50,5 +56,6 @@ def receive(pipe: Connection) -> Any:
     Raises:
         EOFError: the other end was closed.
     """
-    parts = [pipe.recv_bytes() for _ in range(pipe.recv())]
-    return _Unpickler(io.BytesIO(pipe.recv_bytes()), parts).load()
+    file = io.BytesIO(pipe.recv_bytes())
+    (count,) = _COUNT.unpack(file.read(_COUNT.size))
+    return _Unpickler(file, [pipe.recv_bytes() for _ in range(count)]).load()

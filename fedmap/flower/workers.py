@@ -1,6 +1,6 @@
 """The worker processes of the local grid: each keeps one resident model and answers messages until its pipe closes.
 
-What all clients of a round receive alike is pickled once and sent to each worker once. A worker may be sent some messages ahead,
+What all clients of a round receive alike is sent to each worker once, array by array from where it lies. A worker may be sent some messages ahead,
 so that it need not wait while the server takes in an answer. Messages ahead are short: a long one could meet a long answer in
 the pipe, and neither process would read.
 """
@@ -21,30 +21,10 @@ from multiprocessing.process import BaseProcess
 
 from flwr.app import Context, Message, RecordDict
 
+from fedmap.flower import pipes
+
 AHEAD = 8  # messages that one worker may hold
 _SHORT = 8192  # bytes of a message that may be sent ahead
-_READY = b""  # what a worker sends when it has started
-
-
-class Packed:
-    """A content on its way to several workers: its bytes are made once, and forgotten when every worker has them.
-
-    Args:
-        content: what several messages have in common.
-        workers: how many processes will want it.
-    """
-
-    def __init__(self, content: RecordDict | None, workers: int) -> None:
-        self.content = content
-        self._left = workers
-        self._data: bytes | None = None
-
-    def data(self) -> bytes:
-        """The content's bytes, for one more worker."""
-        data = pickle.dumps(self.content, protocol=5) if self._data is None else self._data
-        self._left -= 1
-        self._data = data if self._left > 0 else None
-        return data
 
 
 @dataclass(eq=False)
@@ -55,12 +35,13 @@ class Worker:
         process: it.
         pipe: to it.
         tasks: messages that it has not answered, in the order in which it works on them.
+        has: the content that it was sent last.
     """
 
     process: BaseProcess
     pipe: Connection
     tasks: deque[Message] = field(default_factory=deque)
-    _has: Packed | None = None
+    has: RecordDict | None = None
 
     @staticmethod
     def start() -> Worker:
@@ -72,7 +53,7 @@ class Worker:
         theirs.close()
         return Worker(process, ours)
 
-    def send(self, message: Message, packed: Packed, context: Context) -> bool:
+    def send(self, message: Message, context: Context) -> bool:
         """Send a message to answer; False if it is too long to be sent ahead of others.
 
         Raises:
@@ -82,15 +63,16 @@ class Worker:
         shell.__dict__["_content"] = None
         state = context.state if len(context.state) else None
         data = pickle.dumps((shell, context.node_config, context.run_id, context.node_id, state), protocol=5)
-        known = self._has is packed
+        content = message.content
+        known = self.has is content
         if self.tasks and (not known or len(data) > _SHORT):
             return False
         self.tasks.append(message)
         if not known:
-            self._has = None
+            self.has = None
             self.pipe.send_bytes(b"content")
-            self.pipe.send_bytes(packed.data())
-            self._has = packed
+            pipes.send(self.pipe, content)
+            self.has = content
         self.pipe.send_bytes(data)
         return True
 
@@ -101,10 +83,10 @@ class Worker:
             EOFError: the process has ended.
             OSError: likewise.
         """
-        data = self.pipe.recv_bytes()
-        if data == _READY:
+        received = pipes.receive(self.pipe)
+        if received is None:
             return None
-        reply, state = pickle.loads(data)
+        reply, state = received
         return self.tasks.popleft(), reply, RecordDict() if state is None else state
 
     def end(self) -> str:
@@ -120,7 +102,7 @@ class Worker:
         self.pipe.close()
         self.process.join(timeout=5)
         fresh = Worker.start()
-        self.process, self.pipe, self.tasks, self._has = fresh.process, fresh.pipe, fresh.tasks, None
+        self.process, self.pipe, self.tasks, self.has = fresh.process, fresh.pipe, fresh.tasks, None
 
 
 def _serve(pipe: Connection) -> None:
@@ -132,14 +114,14 @@ def _serve(pipe: Connection) -> None:
     import fedmap.flower.session  # noqa: F401  (with everything that takes long to import)
 
     with contextlib.suppress(OSError):
-        pipe.send_bytes(_READY)
+        pipes.send(pipe, None)
     content: RecordDict | None = None
     while True:
         try:
             data = pipe.recv_bytes()
             if data == b"content":
                 content = None  # the old one goes before the new one comes
-                content = pickle.loads(pipe.recv_bytes())
+                content = pipes.receive(pipe)
                 continue
         except (EOFError, OSError):
             return
@@ -148,7 +130,7 @@ def _serve(pipe: Connection) -> None:
         context = Context(run_id, node_id, node_config, RecordDict() if state is None else state, {})
         reply = run_app(message, context)
         try:
-            pipe.send_bytes(pickle.dumps((reply, context.state if len(context.state) else None), protocol=5))
+            pipes.send(pipe, (reply, context.state if len(context.state) else None))
         except OSError:
             return
 

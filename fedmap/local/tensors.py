@@ -130,9 +130,13 @@ def put_weights(model: nn.Module, weights: Weights) -> dict[str, Array]:
     own = _fitting(model, weights, partial=False)
     with torch.no_grad():
         for name, array in weights.items():
-            fresh = torch.empty_like(own[name], requires_grad=False)  # torch's own memory: results may depend on how numbers are aligned
+            tensor, size, stride = own[name], own[name].size(), own[name].stride()
+            tensor.data = tensor.new_empty(0)  # the old numbers go, unless somebody holds them, before the new ones come
+            fresh = torch.empty_strided(
+                size, stride, dtype=tensor.dtype, device=tensor.device
+            )  # aligned as torch does it, which may decide bits
             fresh.copy_(torch.from_numpy(array if array.flags.writeable else np.array(array)))
-            own[name].data = fresh
+            tensor.data = fresh
     there = weights_in(model)
     return {name: there[name] if there[name].dtype == array.dtype else np.array(array) for name, array in weights.items()}
 

@@ -27,7 +27,7 @@ def test_what_was_sent_arrives() -> None:
 
 def test_a_closed_end_is_an_end() -> None:
     ours, theirs = Pipe()
-    ours.send(2)
+    ours.send_bytes(b"\2\0\0\0")
     ours.send_bytes(b"one of two")
     ours.close()
     with pytest.raises(EOFError):

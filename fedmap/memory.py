@@ -1,0 +1,21 @@
+"""Freed memory back to the system: an allocator that keeps a model's worth of small blocks for later makes a process one model larger."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+
+def give_back() -> None:
+    """Let the C library return what is free to the system; nothing where it has no way to be told (other than glibc)."""
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
