@@ -60,21 +60,26 @@ class Clock:
     memory: list[float] = field(default_factory=list)
     private: list[float] = field(default_factory=list)
     accuracy: list[float] = field(default_factory=list)
+    _looked: tuple[float, float] = field(default=(0.0, 0.0), repr=False)  # seconds of wall and processor
 
     def tick(self, accuracy: float) -> None:
-        """Look."""
-        self.wall.append(time.perf_counter())
-        self.processor.append(0.0)
-        self.memory.append(0.0)
-        self.private.append(0.0)
-        self.accuracy.append(accuracy)
+        """Look. What looking takes, which is more than a small client's round, is in no figure."""
+        begun = time.perf_counter(), time.process_time()
         own = psutil.Process()
+        spent, memory, private = 0.0, 0.0, 0.0
         for process in [own, *own.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
-                self.processor[-1] += sum(process.cpu_times()[:4])
+                spent += sum(process.cpu_times()[2:4]) if process == own else sum(process.cpu_times()[:4])
                 taken = process.memory_full_info()
-                self.memory[-1] += taken.pss / 1e6
-                self.private[-1] += taken.uss / 1e6
+                memory += taken.pss / 1e6
+                private += taken.uss / 1e6
+        self.wall.append(begun[0] - self._looked[0])
+        self.processor.append(begun[1] + spent - self._looked[1])
+        self.memory.append(memory)
+        self.private.append(private)
+        self.accuracy.append(accuracy)
+        ended = time.perf_counter(), time.process_time()
+        self._looked = self._looked[0] + ended[0] - begun[0], self._looked[1] + ended[1] - begun[1]
 
     def write(self, job: Job, path: Path) -> None:
         """Everything, and the job, as JSON."""
