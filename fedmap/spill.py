@@ -20,7 +20,7 @@ from fedmap.errors import StorageError
 from fedmap.records import ClientUpdate
 from fedmap.weights import Array, Weights
 
-IN_MEMORY = 256 << 20  # bytes of one round's updates that are simply kept
+IN_MEMORY = 128 << 20  # bytes of one round's updates that are simply kept
 _LINE = 64  # bytes; where arrays begin
 
 

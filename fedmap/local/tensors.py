@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fedmap.errors import ModelError, UpdateError
+from fedmap.memory import give_back
 from fedmap.weights import Array, Layout, ModalityPart, Weights
 
 NORMALISATION = (
@@ -20,6 +21,7 @@ NORMALISATION = (
     nn.RMSNorm,
     nn.LocalResponseNorm,
 )
+_SOME = 1 << 25  # bytes
 _SAME = {torch.float32: np.dtype(np.float32), torch.float64: np.dtype(np.float64), torch.int64: np.dtype(np.int64)}  # written without torch
 
 
@@ -128,6 +130,7 @@ def put_weights(model: nn.Module, weights: Weights) -> dict[str, Array]:
         UpdateError: see `set_weights`.
     """
     own = _fitting(model, weights, partial=False)
+    freed = 0
     with torch.no_grad():
         for name, array in weights.items():
             tensor, size, stride = own[name], own[name].size(), own[name].stride()
@@ -137,6 +140,9 @@ def put_weights(model: nn.Module, weights: Weights) -> dict[str, Array]:
             )  # aligned as torch does it, which may decide bits
             fresh.copy_(torch.from_numpy(array if array.flags.writeable else np.array(array)))
             tensor.data = fresh
+            if (freed := freed + array.nbytes) > _SOME:  # the allocator does not reuse all of the old blocks
+                give_back()
+                freed = 0
     there = weights_in(model)
     return {name: there[name] if there[name].dtype == array.dtype else np.array(array) for name, array in weights.items()}
 
