@@ -298,8 +298,8 @@ class Server:
         }
         size = content_bytes(content)
         registry.exchange.ask(messages, seconds, take)
+        settled = ladder.settle(spill.keep)
         spill.close()
-        settled = ladder.settle()
         for refusal in settled.refused:
             sent = up[refusal.update.client_id]
             lose(ClientRecord.of(refusal.update, status=REJECTED, reason=refusal.reason, code=refusal.code, bytes_up=sent, bytes_down=size))

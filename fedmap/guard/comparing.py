@@ -105,11 +105,14 @@ def scaled(update: ClientUpdate, scales: Mapping[str, float], received: Weights,
         ("buffers", [name for name in weights if name in buffers]),
     ):
         if group in scales:
-            own = {name: weights[name] for name in names}
-            change = difference(own, received)
-            weights = {**weights, **add_scaled({name: received[name] for name in change}, change, scales[group])}
+            floats = [name for name in names if is_float(weights[name])]
+            weights = {**weights, **{name: _scaled(weights[name], received[name], scales[group]) for name in floats}}
     extras = {group: _times(arrays, scales.get(f"extra.{group}", 1.0)) for group, arrays in update.extras.items()}
     return replace(update, weights=weights, extras=extras)
+
+
+def _scaled(array: Array, received: Array, scale: float) -> Array:
+    return add_scaled({"": received}, difference({"": array}, {"": received}), scale)[""]
 
 
 def _times(arrays: Weights, scale: float) -> Weights:

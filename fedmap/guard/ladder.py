@@ -11,7 +11,7 @@ Pure: what must survive a round is in `GuardState`. The order of arrival changes
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fedmap.errors import UpdateError
@@ -106,8 +106,12 @@ class Ladder:
             self._remarks.setdefault(client_id, {})[Reason.SIGNAL] = "; ".join(problems)
         self._updates[client_id], self._measured[client_id] = update, measured
 
-    def settle(self) -> Settled:
-        """Compare the updates that were admitted with one another and with those of the rounds before."""
+    def settle(self, keep: Callable[[ClientUpdate], ClientUpdate] = lambda update: update) -> Settled:
+        """Compare the updates that were admitted with one another and with those of the rounds before.
+
+        Args:
+            keep: puts away what has been scaled down, one after the other, and returns it.
+        """
         left = {client_id: self._updates[client_id] for client_id in sorted(self._updates)}
         refused: list[Refusal] = []
         remarks = {client_id: dict(own) for client_id, own in self._remarks.items()}
@@ -133,7 +137,7 @@ class Ladder:
             refuse(comparing.against_the_others(standing, self.defence.direction_limit), Reason.DIRECTION)
         for client_id, found in large.items():
             if client_id in left:
-                left[client_id] = comparing.scaled(left[client_id], found.scales, self.broadcast.weights, self.buffers)
+                left[client_id] = keep(comparing.scaled(left[client_id], found.scales, self.broadcast.weights, self.buffers))
                 remarks.setdefault(client_id, {})[Reason.NORM] = found.sentence
         state = self.state.after(
             self.broadcast.round_index,
