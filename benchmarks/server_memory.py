@@ -5,8 +5,8 @@
 Whole runs of `server_main.py` with runtime=local and FedAvg on synthetic movies, all of the model trained, one step per client and round, so that
 nothing but models takes room: a ResNet-18 (11.4 million parameters), and BERT-base with ResNet-18 (121 million), both from random weights.
 The server's process is sampled every 10 ms. Counted is what the system cannot take back (RssAnon); what lies in files and the system may drop
-(RssFile) is shown beside it. The anonymous memory is stated beyond what the same run takes with a model of a hundred thousand
-parameters: the interpreter and its libraries. `--project` measures another working copy, to compare.
+(RssFile) is shown beside it. The anonymous memory is stated beyond what the same run takes with as many clients and a model of a hundred
+thousand parameters: the interpreter, its libraries, the plots of the report. `--project` measures another working copy, to compare.
 """
 
 from __future__ import annotations
@@ -56,15 +56,18 @@ def measure(options: Options) -> Result:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         _prepare(folder)
-        base = _peaks(folder, BASE, 5, options)
-        figures["base.anonymous_mb"] = [base["RssAnon"]]
-        rows.append(["tiny", 5, base["RssAnon"], base["RssFile"], 0.0, 0.0])
+        base: dict[int, float] = {}
+        for clients in (5, 20):
+            found = _peaks(folder, BASE, clients, options)
+            base[clients] = found["RssAnon"]
+            figures[f"base.{clients}.anonymous_mb"] = [found["RssAnon"]]
+            rows.append(["tiny", clients, found["RssAnon"], found["RssFile"], 0.0, 0.0])
         for name, clients in cases:
             if name == "121M" and _free(folder) < ROOM:
                 print(f"{name}, {clients} clients: left out, it wants {ROOM} GB of memory and disk")
                 continue
             found = _peaks(folder, MODELS[name], clients, options)
-            more = beyond[name, clients] = found["RssAnon"] - base["RssAnon"]
+            more = beyond[name, clients] = found["RssAnon"] - base[clients]
             figures[f"{name}.{clients}.anonymous_mb"] = [found["RssAnon"]]
             figures[f"{name}.{clients}.file_mb"] = [found["RssFile"]]
             rows.append([name, clients, found["RssAnon"], found["RssFile"], more, more / sizes[name]])
