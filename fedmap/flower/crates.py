@@ -37,7 +37,7 @@ def crate(content: RecordDict) -> RecordDict:
         if isinstance(record, ArrayRecord):
             small = {name: array for name, array in record.items() if size_of(array) < _LARGE}
             pieces += [array.data for array in small.values()]
-            about = [[name, *([a.dtype, a.shape, a.stype, len(a.data)] if name in small else ())] for name, a in record.items()]
+            about = [[name, *([a.dtype, a.shape, a.stype, size_of(a)] if name in small else ())] for name, a in record.items()]
             listed.append((key, "array", about))
             if len(small) < len(record):
                 found[key] = ArrayRecord({name: array for name, array in record.items() if name not in small})
