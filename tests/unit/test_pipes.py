@@ -48,7 +48,6 @@ def test_a_large_array_whose_bytes_are_made_late_is_like_any_other() -> None:
     record = late["weights"]
     assert isinstance(record, ArrayRecord)
     assert [type(record[name]) for name in weights] == [LateArray, Array]
-    assert late.object_id == made.object_id, "a SuperLink is sent the same objects"
     ours, theirs = Pipe()
     sender = Thread(target=send, args=(ours, late))
     sender.start()
@@ -57,3 +56,4 @@ def test_a_large_array_whose_bytes_are_made_late_is_like_any_other() -> None:
         assert {name: array.data for name, array in found["weights"].items()} == {n: a.data for n, a in record.items()}
         assert {name: size_of(array) for name, array in record.items()} == {n: len(a.data) for n, a in found["weights"].items()}
     sender.join()
+    assert late.object_id == made.object_id, "a SuperLink is sent the same objects"
