@@ -11,6 +11,7 @@ limit    one pass over the clients' weights in two threads, block by block ("lim
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import sys
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from flwr.app import RecordDict
 
 from benchmarks.aggregation_clock import Clock, serve
 from fedmap import averaging
@@ -57,7 +59,7 @@ def ours(order: dict[str, Any]) -> tuple[Trials, dict[str, Any]]:
     loading = averaging.prepare(len(clients) * sum(math.prod(shape) for shape, _ in order["tensors"]))  # as a server does when it starts
     initial = client_weights(order, 99)
     form = Form.of(initial)
-    contents = [update_to_content(ClientUpdate(k, 1, client_weights(order, k), examples(k), 10)) for k in clients]
+    contents = [_arrived(update_to_content(ClientUpdate(k, 1, client_weights(order, k), examples(k), 10))) for k in clients]
     updates = [content_to_update(content, form=form) for content in contents]
     method = FedAvg()
     state = method.init(initial)
@@ -69,6 +71,12 @@ def ours(order: dict[str, Any]) -> tuple[Trials, dict[str, Any]]:
         "parsed": lambda: method.aggregate(state, [content_to_update(content, form=form) for content in contents]),
         "mixing": lambda: apply_mix([update.weights for update in updates], mix, state.layout),
     }, {"exact": exactness(updates, method, state)}
+
+
+def _arrived(content: RecordDict) -> RecordDict:
+    """A client's message as the server has it: bytes, which are made on the way."""
+    copied: RecordDict = copy.deepcopy(content)
+    return copied
 
 
 def exactness(updates: list[ClientUpdate], method: FedAvg, state: ServerState) -> dict[str, Any]:
