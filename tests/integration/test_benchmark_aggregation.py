@@ -34,7 +34,9 @@ def test_contestants_answer_and_ours_is_exact(monkeypatch):
     assert case.facts["ours"]["exact"]["ulps"] <= 0.5001
     result = report([case], [], Options(True, 1, None))
     stated = {target.name: target for target in result.targets}
-    assert math.isnan(stated["1Mx3: fedops with 4 candidates / ours, both from messages, wall"].value), "who did not run has not been beaten"
+    assert math.isnan(stated["1Mx3: fedops with 4 candidates / ours, both from messages, wall"].value), (
+        "who did not run has not been beaten"
+    )
     assert not stated["1Mx3: fedops with 4 candidates / ours, both from messages, wall"].met
 
 
