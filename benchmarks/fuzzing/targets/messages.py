@@ -5,17 +5,19 @@ An input begins with how the message is changed:
     0  a good update in which some entries were renamed, taken out, or given other values (the rest of the bytes decide which)
     1  a good message of which one object, as Flower carries them between machines, has other bytes; names and lengths fit again
     2  the bytes of a whole record dictionary as Flower's protocol buffer
+    3  a good message in a crate, as it travels over a SuperLink, whose list or whole data has other bytes
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
@@ -36,6 +38,7 @@ from fedmap.compression import Compression
 from fedmap.compression.parcels import pack_update
 from fedmap.errors import UpdateError
 from fedmap.files import plain
+from fedmap.flower.crates import CRATE, crate, uncrate
 from fedmap.flower.exchange import Exchange
 from fedmap.flower.wire import (
     ClientCard,
@@ -53,6 +56,7 @@ from fedmap.records import Broadcast, ClientSignals, ClientUpdate
 from fedmap.weights import Layout, Weights
 
 _LABELS = 3
+_LENGTH = struct.Struct("<Q")  # of a crate's list
 _WEIGHTS = {
     "head.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
     "head.bias": np.float32([0.5, -0.5]),
@@ -195,6 +199,8 @@ class Update:
             kinds = sorted({part.split(b" ")[0]: i for i, part in enumerate(parts)}.values())
             found += [bytes([1, which, i, 0]) + parts[i].partition(b"\0")[2] for i in kinds]
             found.append(bytes([2, which]) + recorddict_to_proto(one.content()).SerializeToString())
+            head, body = _crate_of(one.content())
+            found += [bytes([3, which, 0]) + head, bytes([3, which, 1]) + _LENGTH.pack(len(head)) + head + body]
         for record in (card_to_content(_CARD), counts_to_content(3, {"test": _COUNTS})):
             found.append(b"\2\0" + recorddict_to_proto(record).SerializeToString())
         return found
@@ -202,10 +208,15 @@ class Update:
     def run(self, data: bytes) -> None:
         """See the module."""
         choices = Choices(data)
-        kind, one = choices.byte() % 3, choices.pick(self.rounds)
-        content = (
-            tampered(one.content(), choices) if kind == 0 else self._delivered(one, choices) if kind == 1 else self._parsed(choices.rest())
-        )
+        kind, one = choices.byte() % 4, choices.pick(self.rounds)
+        if kind == 0:
+            content: RecordDict | None = tampered(one.content(), choices)
+        elif kind == 1:
+            content = self._delivered(one, choices)
+        elif kind == 2:
+            content = self._parsed(choices.rest())
+        else:
+            content = self._uncrated(one, choices)
         if content is None:
             return
         for read in (content_to_card, lambda found: content_to_counts(found, _LABELS)):
@@ -217,6 +228,18 @@ class Update:
         try:
             return recorddict_from_proto(ProtoRecordDict.FromString(data))
         except Exception:  # of Flower's own reader; `_delivered` shows what comes of that
+            return None
+
+    def _uncrated(self, one: _Round, choices: Choices) -> RecordDict | None:
+        """Open a crate with another list, or with other bytes altogether; what lies beside it stays."""
+        content = crate(one.content())
+        _, body = _crate_of(one.content())
+        whole, data = choices.byte() % 2, choices.rest()
+        data = data if whole else _LENGTH.pack(len(data)) + data + body
+        content[CRATE] = ArrayRecord({"data": Array("uint8", (len(data),), "fedmap.crate", data)})
+        try:
+            return uncrate(content)
+        except UpdateError:
             return None
 
     def _delivered(self, one: _Round, choices: Choices) -> RecordDict | None:
@@ -293,6 +316,13 @@ def _array(choices: Choices) -> Array:
     for _ in range(1 + choices.byte() % 8):
         data[choices.byte() % len(data)] = choices.byte()
     return Array("float32", (2, 3), "numpy.ndarray", bytes(data[: len(data) - choices.byte() % 16]))
+
+
+def _crate_of(content: RecordDict) -> tuple[bytes, bytes]:
+    """The list and the arrays' bytes of a content's crate."""
+    data = cast(ArrayRecord, crate(content)[CRATE])["data"].data
+    end = _LENGTH.size + _LENGTH.unpack_from(data)[0]
+    return data[_LENGTH.size : end], data[end:]
 
 
 def _metadata(reply_to: str) -> Metadata:
