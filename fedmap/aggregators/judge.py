@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -9,9 +10,13 @@ import numpy.typing as npt
 
 from fedmap.weights import Weights
 
+Logits = npt.NDArray[np.floating[Any]]
+
 
 class Judge(Protocol):
     """The server's validation split, seen through the model. It never sees a test row.
+
+    A judge may have a method `several(models)` that does what `logits_of_several` does, faster.
 
     Attributes:
         labels: [n, C] uint8, n >= 1.
@@ -29,16 +34,31 @@ class Judge(Protocol):
     @property
     def tunable(self) -> bool: ...
 
-    def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
+    def logits(self, weights: Weights) -> Logits:
         """[n, C] logits of the model with these shared arrays."""
         ...
 
-    def decide(self, logits: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:
+    def decide(self, logits: Logits) -> npt.NDArray[np.bool_]:
         """[n, C] which labels the model gives to rows with these logits."""
         ...
 
 
 A = TypeVar("A")
+
+
+def logits_of_several(judge: Judge, models: Sequence[Callable[[], Weights | None]]) -> list[Logits | None]:
+    """Logits [n, C] of several models, each made when it is its turn; None for one that gives None.
+
+    Args:
+        judge: who scores.
+        models: each is called once, by one thread at a time.
+    """
+    several = getattr(judge, "several", None)
+    if callable(several):
+        found: list[Logits | None] = several(models)
+        return found
+    made = (make() for make in models)
+    return [None if weights is None else judge.logits(weights) for weights in made]
 
 
 def wants_judge(aggregator: object) -> bool:

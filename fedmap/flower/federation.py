@@ -29,7 +29,7 @@ from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, 
 from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
 from fedmap.guard import GuardState, Ladder, Settled, check_model
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
-from fedmap.local.judge import NO_ROWS, ModelJudge
+from fedmap.local.judge import NO_ROWS, ModelJudge, at_once
 from fedmap.local.private import check_model_for, check_rule_for
 from fedmap.local.rules import make_rule
 from fedmap.local.tensors import layout_of, put_weights, shared_tensors, weights_in
@@ -85,7 +85,8 @@ class Server:
         if wants_judge(self.aggregator):  # it chooses by the server's validation rows, and by nothing else
             if "val" not in self.splits:
                 raise ConfigError(f"server.strategy: {NO_ROWS}")
-            self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options))
+            several = at_once(self.model, self.options, self.config.runtime.threads)
+            self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options, several))
         self.checkpoints = checkpoints_of(self.folder.path, self.config.keep_checkpoints)
         self._guard = GuardState()
         self._spending = Spending(self.config)

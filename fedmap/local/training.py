@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +38,8 @@ class TrainingOptions:
         clip_norm: gradients are scaled down to this Euclidean norm; 0 never clips.
         tower_learning_rate: of pretrained towers that are not frozen (models with `parameter_groups`).
         device: torch device, e.g. "cpu" or "cuda".
-        amp: bfloat16 autocast; only on a GPU.
+        amp: training and scoring in mixed precision: bfloat16 where torch's autocast deems it safe; parameters, losses and logits
+            stay float32. On a processor without bfloat16 instructions that is slower.
         evaluation_batch_size: rows scored at a time, >= 1; None is `batch_size`.
     """
 
@@ -143,6 +143,15 @@ def to_device(batch: Batch, device: str) -> Batch:
     return batch if device == "cpu" else {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+def _logits(model: nn.Module, batch: Batch, options: TrainingOptions) -> torch.Tensor:
+    """[n, C] the model's logits, float32 in mixed precision, too."""
+    if not options.amp:
+        return model(batch)  # type: ignore[no-any-return]
+    with torch.autocast(options.device.partition(":")[0], torch.bfloat16):
+        output: torch.Tensor = model(batch)
+    return output.float()
+
+
 def train(
     model: nn.Module,
     split: Split,
@@ -175,15 +184,13 @@ def train(
     optimizer = make_optimizer(model, options)
     parameters = [p for p in model.parameters() if p.requires_grad]
     limit = options.clip_norm if options.clip_norm > 0 and private is None else math.inf
-    mixed = options.amp and options.device != "cpu"
     model.train()
     losses, norms = 0.0, 0.0
     count = 0
 
     def loss_of_rows(rows: npt.NDArray[np.int64]) -> torch.Tensor:
         batch = to_device(split.batch(rows), options.device)
-        with torch.autocast(options.device.partition(":")[0], torch.bfloat16) if mixed else nullcontext():
-            return loss_function(model(batch), batch)
+        return loss_function(_logits(model, batch, options), batch)
 
     for rows in _batches(split, options, rng) if private is None else _drawn(split, options, private):
         optimizer.zero_grad()
@@ -217,7 +224,7 @@ def progress_of(model: nn.Module, split: Split, options: TrainingOptions, result
         for start in range(0, len(split), options.batch_size):
             rows = np.arange(start, min(start + options.batch_size, len(split)))
             batch = to_device(split.batch(rows), options.device)
-            yield loss_function(model(batch), batch), len(rows) / len(split)
+            yield loss_function(_logits(model, batch, options), batch), len(rows) / len(split)
 
     def mean_gradient() -> dict[str, torch.Tensor]:
         model.zero_grad(set_to_none=True)
@@ -257,7 +264,7 @@ def evaluate(model: nn.Module, split: Split, options: TrainingOptions) -> Evalua
         for start in range(0, len(split), at_once):
             rows = np.arange(start, min(start + at_once, len(split)))
             batch = to_device(split.batch(rows), options.device)
-            output = model(batch)
+            output = _logits(model, batch, options)
             loss += float(loss_function(output, batch)) * len(rows) / len(split)
             logits.append(output.float().cpu().numpy())
     stacked = np.concatenate(logits)

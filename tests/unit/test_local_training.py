@@ -211,3 +211,22 @@ def test_a_broadcast_of_another_model_is_refused() -> None:
     client = parabola(0, optimum=1.0)
     with pytest.raises(UpdateError, match="do not fit this model"):
         client.train_round(Broadcast(1, {"w": np.zeros(2, np.float32)}), Memory())
+
+
+def test_mixed_precision_learns_in_bfloat16_and_keeps_float32() -> None:
+    """Not the bits of float32, nearly its numbers, and float32 wherever something is kept."""
+    trained, scores = {}, {}
+    for amp in (False, True):
+        client = net_clients(replace(PLAIN_SGD, num_updates=30, learning_rate=0.5, amp=amp), count=1)[0]
+        before = evaluate(client.model, client.splits["train"], client.options)
+        update, _ = client.train_round(Broadcast(1, get_weights(client.model)), Memory())
+        after = evaluate(client.model, client.splits["train"], client.options)
+        assert after.loss < 0.8 * before.loss
+        assert after.logits.dtype == np.float32
+        assert all(array.dtype == get_weights(client.model)[name].dtype for name, array in update.weights.items())
+        trained[amp], scores[amp] = update.weights, after
+    assert not same(trained[True], trained[False])
+    assert norm(difference(trained[True], trained[False])) < 0.1 * norm(trained[False])
+    assert scores[True].loss == pytest.approx(scores[False].loss, abs=0.05)
+    halves = torch.from_numpy(scores[True].logits)
+    assert torch.equal(halves, halves.bfloat16().float()), "the model's output was made in bfloat16"

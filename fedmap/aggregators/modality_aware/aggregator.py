@@ -231,7 +231,7 @@ class ModalityAwareAggregation:
     def _round(self, state: ModalityAwareState, bench: Bench, sizes: FloatArray) -> _Result:
         """A round of two or more clients."""
         updates = bench.updates
-        logits = [bench.logits(update.weights) for update in updates]
+        logits = bench.logits()
         own = [bench.objective.verdict(each) for each in logits]
         claims = check_claims(updates, self.custom_features)
         norms = [update_norm(update, state.weights, state.layout) for update in updates]
@@ -259,7 +259,7 @@ class ModalityAwareAggregation:
         if not usable.all():
             sizes = np.where(usable, sizes, 0.0) / sizes[usable].sum()
         gates = modality_gates(claims, state.layout) if self.per_modality else {}
-        pupil = self._pupil(state, bench, features, usable, gates)
+        pupil = self._pupil(state, bench, features, sizes, usable, gates)
         sized = bench.verdict(Mix(sizes))
         diagnostics["score-by-examples"] = sized.score
         if pupil is not None:
@@ -331,7 +331,13 @@ class ModalityAwareAggregation:
         return search.go_along(bench, mix, self.server_learning_rates, least=sized.score, tolerance=self.tolerance, caution=self.caution)
 
     def _pupil(
-        self, state: ModalityAwareState, bench: Bench, features: Features, usable: npt.NDArray[np.bool_], gates: Mapping[str, FloatArray]
+        self,
+        state: ModalityAwareState,
+        bench: Bench,
+        features: Features,
+        sizes: FloatArray,
+        usable: npt.NDArray[np.bool_],
+        gates: Mapping[str, FloatArray],
     ) -> tuple[Mix, Verdict] | None:
         """The student's mix, gated where that is better, and how it does; it has not seen this round."""
         if not self.student or state.student is None:
@@ -339,7 +345,8 @@ class ModalityAwareAggregation:
         weights = np.where(usable, state.student.weights(features), 0.0)
         weights = weights / weights.sum()
         mixes = [Mix(weights), *([gated(weights, state.layout, gates)] if gates else [])]
-        return max(((mix, bench.verdict(mix)) for mix in mixes), key=lambda pair: pair[1].rank)
+        verdicts = bench.verdicts([*mixes, Mix(sizes)])  # the last one is asked for next
+        return max(zip(mixes, verdicts, strict=False), key=lambda pair: pair[1].rank)
 
     def _taught(self, state: ModalityAwareState, features: Features, weights: FloatArray) -> ModalityAwareState:
         """The state with one more lesson and the student trained on the replay."""

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
+from fedmap.aggregators.judge import Logits, logits_of_several
 from fedmap.aggregators.modality_aware.mixing import Mix, apply_mix, stepped
 from fedmap.aggregators.modality_aware.objective import HOPELESS, Objective, Verdict
 from fedmap.records import ClientUpdate
@@ -34,10 +32,11 @@ class Bench:
     evaluations: int = 0
     _known: dict[bytes, Verdict] = field(default_factory=dict)
 
-    def logits(self, weights: Weights) -> npt.NDArray[np.floating[Any]]:
-        """[n, C] logits of a model; counts as one evaluation."""
-        self.evaluations += 1
-        return self.objective.judge.logits(weights)
+    def logits(self) -> list[Logits]:
+        """[n, C] logits of every client's own model; each counts as one evaluation."""
+        self.evaluations += len(self.updates)
+        found = logits_of_several(self.objective.judge, [lambda own=update.weights: own for update in self.updates])  # type: ignore[misc]
+        return [logits for logits in found if logits is not None]
 
     def model(self, mix: Mix) -> dict[str, Any]:
         """The clients' models mixed."""
@@ -46,11 +45,21 @@ class Bench:
 
     def verdict(self, mix: Mix) -> Verdict:
         """How the really mixed model does."""
-        key = mix.key()
-        if key not in self._known:
-            model = self.model(mix)
-            self._known[key] = self.objective.verdict(self.logits(model)) if all_finite(model) else HOPELESS
-        return self._known[key]
+        return self.verdicts([mix])[0]
+
+    def verdicts(self, mixes: Sequence[Mix]) -> list[Verdict]:
+        """How really mixed models do; those that nobody has asked for yet are evaluated together."""
+        keys = [mix.key() for mix in mixes]
+        new = {key: mix for key, mix in zip(keys, mixes, strict=True) if key not in self._known}
+        found = logits_of_several(self.objective.judge, [lambda mix=mix: self._finite_model(mix) for mix in new.values()])  # type: ignore[misc]
+        for key, logits in zip(new, found, strict=True):
+            self.evaluations += logits is not None
+            self._known[key] = HOPELESS if logits is None else self.objective.verdict(logits)
+        return [self._known[key] for key in keys]
+
+    def _finite_model(self, mix: Mix) -> Weights | None:
+        model = self.model(mix)
+        return model if all_finite(model) else None
 
 
 def finite_only(updates: Sequence[ClientUpdate]) -> tuple[list[ClientUpdate], list[str]]:

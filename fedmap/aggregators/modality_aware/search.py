@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -159,17 +159,18 @@ def choose(
             break
         if all(np.abs(candidate.weights - other.weights).max() > _APART for other in best):
             best.append(candidate)
-    sized = bench.verdict(Mix(sizes))
     measured = [candidate for candidate in proposed.candidates if candidate.real is not None]
     spread = measured or [*best, *proposed.candidates[: _ALWAYS + 1]]
-    expected, real = _finite_pairs(spread, lambda candidate: bench.verdict(Mix(candidate.weights)))
-    telling = bool(real) and max(real) - min(real) > tolerance
     uniform, tempered = proposed.candidates[:_ALWAYS]
     mixes = [Mix(candidate.weights) for candidate in (*best, uniform, tempered)]
     if gates:
         mixes += [gated(weights, bench.layout, gates) for weights in (sizes, *(each.weights for each in (*best[:2], tempered)))]
-    tried = [(mix, bench.verdict(mix)) for mix in mixes]
-    tried = [(mix, verdict) for mix, verdict in tried if bench.objective.clearly_better(verdict, sized, caution)]
+    verdicts = bench.verdicts([Mix(sizes), *mixes, *(Mix(candidate.weights) for candidate in spread)])
+    sized = verdicts[0]
+    expected, real = _finite_pairs(spread, verdicts[1 + len(mixes) :])
+    telling = bool(real) and max(real) - min(real) > tolerance
+    pairs = zip(mixes, verdicts[1:], strict=False)
+    tried = [(mix, verdict) for mix, verdict in pairs if bench.objective.clearly_better(verdict, sized, caution)]
     cut = Mix(borne_out(sizes))
     if np.abs(cut.shares - sizes).max() > 0 and bench.objective.clearly_better(bench.verdict(cut), sized, 0.0):
         tried.append((cut, bench.verdict(cut)))
@@ -223,7 +224,7 @@ def borne_out(sizes: FloatArray) -> FloatArray:
     return shares
 
 
-def _finite_pairs(candidates: Sequence[Candidate], real: Callable[[Candidate], Verdict]) -> tuple[list[float], list[float]]:
-    pairs = [(candidate.expected.score, real(candidate).score) for candidate in candidates]
+def _finite_pairs(candidates: Sequence[Candidate], verdicts: Sequence[Verdict]) -> tuple[list[float], list[float]]:
+    pairs = [(candidate.expected.score, real.score) for candidate, real in zip(candidates, verdicts, strict=True)]
     kept = [pair for pair in pairs if np.isfinite(pair).all()]
     return [left for left, _ in kept], [right for _, right in kept]
