@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from fedmap.access.handshake import check_encrypted, check_plain
 from fedmap.backoff import pauses
 from fedmap.config import PROJECT, RunConfig
 from fedmap.errors import FederationError
-from fedmap.flower import launcher, own_app, processes
+from fedmap.flower import launcher, own_app, paced, processes
 from fedmap.flower.events import Tail
 from fedmap.flower.identities import REFUSED
 from fedmap.participation import CONNECTED, CONNECTING, SEARCHING, Participation
@@ -130,7 +131,8 @@ def join(member: Member, server: Whereabouts, participation: Participation) -> b
 
 def _supernode(member: Member, address: str, events: Path) -> list[str]:
     node = {"client-id": member.config.client_id, "config": str(member.config_file), "events": str(events)}
-    command = [processes.program("flower-supernode"), "--superlink", address, "--port", str(processes.free_port())]
+    command = [sys.executable, "-P", str(Path(paced.__file__)), processes.program("flower-supernode")]
+    command += ["--superlink", address, "--port", str(processes.free_port())]
     command += ["--node-config", " ".join(f"{key}={json.dumps(value)}" for key, value in node.items())]
     if member.config.security.folder is None:
         return [*command, "--insecure"]
