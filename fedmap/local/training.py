@@ -106,7 +106,8 @@ def epoch_batches(num_rows: int, batch_size: int, rng: np.random.Generator) -> I
         yield order[start:end]
 
 
-def _batches(split: Split, options: TrainingOptions, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+def batches_of(split: Split, options: TrainingOptions, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """The rows of each step of a round."""
     if options.num_updates is None:
         for _ in range(options.num_epochs):
             yield from epoch_batches(len(split), options.batch_size, rng)
@@ -192,7 +193,7 @@ def train(
         batch = to_device(split.batch(rows), options.device)
         return loss_function(_logits(model, batch, options), batch)
 
-    for rows in _batches(split, options, rng) if private is None else _drawn(split, options, private):
+    for rows in batches_of(split, options, rng) if private is None else _drawn(split, options, private):
         optimizer.zero_grad()
         if private is None:
             loss = loss_of_rows(rows)
