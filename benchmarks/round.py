@@ -7,8 +7,9 @@ wall, which say something on a machine that is otherwise idle, and of the proces
 hardly touch.
 
 A round begins when the server asks its clients and ends when it has scored the new model. Quality is the last model's on the server's
-test rows. The deployed run is made with the first seed alone, since it ends with the local run's bits, which is checked. Besides: one
-client's fit against a bare training loop, in time and in memory; how often images are decoded and rows scored, counted where it
+test rows. Ours is run as it comes, and with `training.amp=true` (bfloat16 where that is safe). The deployed run is made with the first seed alone,
+since it ends with the local run's bits, which is checked. Processes have one thread each; our server scores two models of its search at once on two
+processors. Besides: one client's fit against a bare training loop, in time and in memory; how often images are decoded and rows scored, counted where it
 happens. With --towers also frozen real towers (all-MiniLM-L6-v2, EfficientNet-Lite0). Needs `python -m benchmarks.make_peer_venv`.
 """
 
@@ -35,12 +36,21 @@ from benchmarks.round_systems import Timing, environment_of, run_ours, run_peer
 from fedmap.config import PROJECT
 from fedmap.errors import FederationError
 
-_TITLES = {"peer": "the peer's application", "local": "ours, local", "superlink": "ours, SuperLink"}
+_TITLES = {
+    "peer": "the peer's application",
+    "local": "ours, local",
+    "superlink": "ours, SuperLink",
+    "local_amp": "ours, local, training.amp",
+    "superlink_amp": "ours, SuperLink, training.amp",
+}
 _RUN: dict[str, Callable[[Ground, Path], Timing]] = {
     "peer": run_peer,
     "local": lambda ground, folder: run_ours(ground, folder, superlink=False),
     "superlink": lambda ground, folder: run_ours(ground, folder, superlink=True),
+    "local_amp": lambda ground, folder: run_ours(dataclasses.replace(ground, amp=True), folder, superlink=False),
+    "superlink_amp": lambda ground, folder: run_ours(dataclasses.replace(ground, amp=True), folder, superlink=True),
 }
+_BOTH = (("local", "superlink"), ("local_amp", "superlink_amp"))  # a local run, and the deployed one that must have its bits
 
 
 class Report:
@@ -59,7 +69,7 @@ class Report:
         found: dict[str, list[Timing]] = {system: [] for system in systems}
         for place, seed in enumerate(seeds):
             for system in systems if place % 2 == 0 else reversed(systems):
-                if system == "superlink" and place:
+                if system.startswith("superlink") and place:
                     continue
                 one = _RUN[system](dataclasses.replace(ground, seed=seed), base / f"{name}_{system}_{seed}")
                 found[system].append(one)
@@ -72,12 +82,21 @@ class Report:
                 for what, words in (("wall", "on the wall"), ("round", "of the processor")):
                     ratio = median(self.figures[f"{name}.peer.{what}"]) / median(self.figures[f"{name}.{system}.{what}"])
                     self.targets.append(Target(f"{title}: the peer's round / {_TITLES[system]}, seconds {words}", ratio, 3.0))
-        gap = mean(self.figures[f"{name}.local.precision"]) - mean(self.figures[f"{name}.peer.precision"])
-        wider = max(stdev(self.figures[f"{name}.{who}.precision"]) if len(seeds) > 1 else 0.0 for who in ("local", "peer"))
-        self.targets.append(Target(f"{title}: mean average precision, ours less the peer's (bound: the larger spread)", gap, -wider))
-        if "superlink" in systems:
-            same = np.array_equal(found["superlink"][0].logits, found["local"][0].logits)
-            self.targets.append(Target(f"{title}: the deployed run's logits are the local run's, bit for bit", float(same), 1.0))
+        for system in systems:
+            if system.startswith("local"):
+                self._quality(name, title, system, len(seeds))
+        for local, deployed in _BOTH:
+            if deployed in systems:
+                same = np.array_equal(found[deployed][0].logits, found[local][0].logits)
+                self.targets.append(
+                    Target(f"{title}: the logits of {_TITLES[deployed]}, are the local run's, bit for bit", float(same), 1.0)
+                )
+
+    def _quality(self, name: str, title: str, system: str, seeds: int) -> None:
+        both = (self.figures[f"{name}.{system}.precision"], self.figures[f"{name}.peer.precision"])
+        wider = max(stdev(each) if seeds > 1 else 0.0 for each in both)
+        words = f"{title}: mean average precision, {_TITLES[system]}, less the peer's (bound: the larger spread)"
+        self.targets.append(Target(words, mean(both[0]) - mean(both[1]), -wider))
 
     def _note(self, key: str, cells: list[object], timings: list[Timing]) -> None:
         self.figures[f"{key}.round"] = [seconds for one in timings for seconds in one.cpu]
@@ -156,7 +175,7 @@ def measure(options: Options) -> Result:
             return Ground(root, clients, **values)
 
         seeds = options.seed_list()
-        systems: tuple[str, ...] = ("peer", "local") if options.quick else ("peer", "local", "superlink")
+        systems: tuple[str, ...] = ("peer", "local") if options.quick else tuple(_RUN)
         for clients in (1,) if options.quick else tuple(extra.clients):
             plural = "1 client" if clients == 1 else f"{clients} clients"
             report.compare(f"{clients}_clients", f"{plural}, {pixels} pixels", ground(clients), systems, seeds, base)

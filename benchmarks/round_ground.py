@@ -44,6 +44,7 @@ class Ground:
         num_rounds: of training and aggregation.
         num_epochs: per round.
         seed: of data, initial weights and batches.
+        amp: whether ours trains and scores in bfloat16 where that is safe.
     """
 
     root: Path
@@ -56,6 +57,7 @@ class Ground:
     num_rounds: int = 2
     num_epochs: int = 1
     seed: int = 0
+    amp: bool = False
 
     def overrides(self) -> list[str]:
         """The same for our program: the model, the data, and the peer's optimiser and number of candidates."""
@@ -83,6 +85,7 @@ class Ground:
             "training.tower_learning_rate": 1e-5,
             "training.clip_norm": 0,
             "training.device": "cpu",
+            "training.amp": str(self.amp).lower(),
             "server.strategy.n_trials_per_round": 4,
             "random_seed": self.seed,
             "tracking": "none",

@@ -3,7 +3,8 @@
 Five clients, models of 11.4 million parameters (ResNet-18 is trained, the text tower frozen), 100 validation and 100 test rows. Two currencies, both in
 processor seconds: one evaluation of a mixed model on the validation rows (mix, load, forward pass, score), and what the server does with every
 round's model: its validation and its test rows. The price is everything that `aggregate` does. Five evaluations of it are of the clients' own models: signals
-that a round measures whatever is searched for. So the price beyond them is stated, too, and what the same rounds take without a candidate of Optuna's.
+that a round measures whatever is searched for. So the price beyond them is stated, too, and what the same rounds take without a candidate of Optuna's. On the wall the server scores as many models
+at once as it has processors: that round is timed again, and must end with the same bits.
 
 `--profile` prints where the time goes.
 """
@@ -36,7 +37,8 @@ from fedmap.aggregators.modality_aware.objective import Objective
 from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, training_options
 from fedmap.config import PROJECT, compose_and_resolve, parse
 from fedmap.data.prepare import prepare
-from fedmap.local.judge import ModelJudge
+from fedmap.errors import FederationError
+from fedmap.local.judge import ModelJudge, at_once
 from fedmap.local.tensors import get_weights, layout_of, set_weights
 from fedmap.local.training import evaluate
 
@@ -44,11 +46,11 @@ CANDIDATES = 200
 MOVIES = 400
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Processor seconds of all threads."""
-    started = time.process_time()
+def seconds(work: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    """Processor seconds of all threads, or those of another clock."""
+    started = clock()
     work()
-    return time.process_time() - started
+    return clock() - started
 
 
 def measure(options: Options) -> Result:
@@ -66,6 +68,8 @@ def measure(options: Options) -> Result:
         initial, layout = get_weights(model), layout_of(model)
         judge = ModelJudge(model, splits["val"], training)
         aggregator: Any = with_judge(build_aggregator(config), judge)
+        together = replace(judge, at_once=at_once(model, training, threads=1))
+        parallel: Any = with_judge(build_aggregator(config), together)
         without: Any = with_judge(replace(build_aggregator(config), n_trials_per_round=0), judge)
         updates = [made_up_update(initial, client_id) for client_id in range(CLIENTS)]
 
@@ -85,6 +89,8 @@ def measure(options: Options) -> Result:
             "without": [],
             "evaluations": [],
             "optuna": [],
+            "wall": [],
+            "wall_evaluation": [],
         }
         digest = hashlib.sha256()
         for index in range(rounds + 1):  # the first warms up
@@ -107,6 +113,15 @@ def measure(options: Options) -> Result:
                 figures["without"].append(
                     seconds(lambda before=before, sent=sent: without.aggregate(replace(before, weights=initial), sent))
                 )
+                same: list[Any] = []
+
+                def at_the_same_time(before: Any = before, sent: Any = sent, same: list[Any] = same) -> None:
+                    same.append(parallel.aggregate(replace(before, weights=initial), sent)[0])
+
+                figures["wall"].append(seconds(at_the_same_time, time.perf_counter))
+                figures["wall_evaluation"].append(seconds(one, time.perf_counter))
+                if any(not np.array_equal(array, same[0].weights[name]) for name, array in state.weights.items()):
+                    raise FederationError("several models at once gave other bits than one after another")
                 figures["aggregate"].append(taken)
                 figures["evaluation"].append(sum(pair[0] for pair in around) / 2)
                 figures["server_evaluation"].append(sum(pair[1] for pair in around) / 2)
@@ -117,6 +132,7 @@ def measure(options: Options) -> Result:
     candidates = [(a - b) / c for a, b, c in zip(figures["aggregate"], figures["without"], figures["evaluation"], strict=True)]
     in_rounds = [a / b for a, b in zip(figures["aggregate"], figures["server_evaluation"], strict=True)]
     optuna = [a / b for a, b in zip(figures["optuna"], figures["evaluation"], strict=True)]
+    on_the_wall = [a / b for a, b in zip(figures["wall"], figures["wall_evaluation"], strict=True)]
     rows: list[list[object]] = [
         ["aggregate, search included, processor seconds", median(figures["aggregate"])],
         ["one evaluation on the validation rows, processor seconds", median(figures["evaluation"])],
@@ -127,11 +143,14 @@ def measure(options: Options) -> Result:
         ["the same beyond the clients' own models", median(beyond)],
         [f"the {CANDIDATES} candidates alone: against rounds without them", median(candidates)],
         ["price, in the server's evaluations of a round", median(in_rounds)],
+        [f"{together.at_once} models at once: aggregate, seconds on the wall", median(figures["wall"])],
+        ["the same in evaluations on the validation rows, on the wall", median(on_the_wall)],
     ]
     return Result(
         settings={
             "clients": CLIENTS,
             "candidates": CANDIDATES,
+            "models_at_once": together.at_once,
             "rows": {"val": ROWS, "test": ROWS},
             "parameters": sum(map(np.size, initial.values())),
         },
@@ -140,6 +159,7 @@ def measure(options: Options) -> Result:
             "price": price,
             "price_beyond_own": beyond,
             "price_of_candidates": candidates,
+            "price_on_the_wall": on_the_wall,
             "price_in_server_evaluations": in_rounds,
             "optuna_in_evaluations": optuna,
         },
@@ -152,6 +172,7 @@ def measure(options: Options) -> Result:
                 "price of 200 candidates, in evaluations on the validation rows, beyond the clients' own models", median(beyond), 10, "<="
             ),
             Target("price of 200 candidates, in evaluations on the validation rows alone", median(price), 10, "<="),
+            Target("price of 200 candidates, in evaluations on the validation rows, seconds on the wall", median(on_the_wall), 10, "<="),
         ],
         details={"digest": digest.hexdigest()},
         notes=[f"Models, draws and gains of all rounds: sha256 {digest.hexdigest()[:16]}."],
