@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import fedmap.data.posters
 import fedmap.flower.federation
+import fedmap.flower.global_model
 import fedmap.local.client
 import fedmap.local.judge
 from benchmarks.round_ground import ROWS, SERVER_ROWS, Ground
@@ -93,7 +94,7 @@ def _counting(counts: collections.Counter[str]) -> Iterator[None]:
     with (
         patch.object(fedmap.data.posters, "decode_poster", decoding),
         patch.object(fedmap.local.client, "evaluate", scoring("client passes", "client")),
-        patch.object(fedmap.flower.federation, "evaluate", scoring("server passes", "server")),
+        patch.object(fedmap.flower.global_model, "evaluate", scoring("server passes", "server")),
         patch.object(fedmap.local.judge, "evaluate", scoring("candidates", "server")),
     ):
         yield

@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import mmap
 import os
 import re
 import tempfile
@@ -73,13 +74,20 @@ def save_state(path: Path, state: object) -> None:
     write_atomically(path, lambda file: _write(file, state))
 
 
-def load_state(path: Path, expected: type[T], also: Sequence[type] = ()) -> T:
+def load_state(path: Path, expected: type[T], also: Sequence[type] = (), *, mapped: bool = False) -> T:
     """Read a state from a file; see `state_from_bytes`. It takes the memory of its arrays and no more.
+
+    Args:
+        path: the file.
+        expected: the class of the state.
+        also: see `state_from_bytes`.
+        mapped: leave the arrays in the file, which must stay as it is (it may be removed, but not everywhere): they take none of
+            the process's own memory. What is written into them stays in the process.
 
     Raises:
         CheckpointError: the file is missing, unreadable, damaged or holds another class.
     """
-    return _opened(path, lambda file: _read(file, expected, also))
+    return _opened(path, lambda file: _read(file, expected, also, mapped=mapped))
 
 
 def check_state(path: Path) -> None:
@@ -143,7 +151,7 @@ def _write(file: BinaryIO, state: object) -> None:
         head[key] = {"dtype": _CODES[array.dtype.name], "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
         end += array.nbytes
     text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(len(_MAGIC) + 12 + len(text)) % 8)  # so that the numbers can be used where they lie in the file
     file.write(_MAGIC + bytes(4))
     crc = 0
     for part in (np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8), *(_octets(array) for _, array in ordered)):
@@ -175,10 +183,10 @@ def _check(file: BinaryIO) -> None:
     file.seek(begin)
 
 
-def _read(file: BinaryIO, expected: type[T], also: Sequence[type]) -> T:
+def _read(file: BinaryIO, expected: type[T], also: Sequence[type], *, mapped: bool = False) -> T:
     _check(file)
     try:
-        tree, arrays = _container(file)
+        tree, arrays = _container(file, mapped)
         return _decoded(tree, arrays, expected, also)
     except CheckpointError:
         raise
@@ -186,8 +194,8 @@ def _read(file: BinaryIO, expected: type[T], also: Sequence[type]) -> T:
         raise CheckpointError(f"the saved state is not in the form that this version of FedMAP writes ({error!r:.100})") from error
 
 
-def _container(file: BinaryIO) -> tuple[str, dict[str, Array]]:
-    """The metadata's tree and the arrays, each in memory of its own; nothing is allocated by what a made-up header claims."""
+def _container(file: BinaryIO, mapped: bool) -> tuple[str, dict[str, Array]]:
+    """The metadata's tree and the arrays, each in memory of its own or in the file; nothing is allocated by what a made-up header claims."""
     begin = file.tell()
     size = file.seek(0, os.SEEK_END) - begin - 8
     file.seek(begin)
@@ -196,6 +204,8 @@ def _container(file: BinaryIO) -> tuple[str, dict[str, Array]]:
         raise ValueError(f"a header of {length} bytes in {size}")
     head = json.loads(file.read(length))
     tree = head.pop("__metadata__")["tree"]
+    first = file.tell()
+    octets = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), np.uint8) if mapped else None
     arrays: dict[str, Array] = {}
     end = 0
     for key, about in sorted(head.items(), key=lambda item: item[1]["data_offsets"]):
@@ -204,9 +214,12 @@ def _container(file: BinaryIO) -> tuple[str, dict[str, Array]]:
             raise ValueError(f"array {key!r:.40} lies at {start} to {stop}")
         if (end := stop) > size - length:
             raise ValueError(f"array {key!r:.40} ends after the end")
-        array = np.empty(shape, dtype.newbyteorder("<"))
-        file.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
-        arrays[key] = array.astype(dtype, copy=False)
+        if octets is None:
+            array = np.empty(shape, dtype.newbyteorder("<"))
+            file.readinto(array.reshape(-1).view(np.uint8))  # type: ignore[attr-defined]
+        else:
+            array = octets[first + start : first + stop].view(dtype.newbyteorder("<")).reshape(shape)
+        arrays[key] = array.astype(dtype, copy=not array.flags.aligned)
     if end != size - length:
         raise ValueError(f"{size - length - end} bytes that are no array's")
     return tree, arrays

@@ -122,19 +122,19 @@ class Checkpoints:
         return None
 
     def weights(self, round_index: int, state: type[ServerState]) -> Weights:
-        """The global model after a round that has a checkpoint; the best round always has.
+        """The global model after a round that has a checkpoint, as it lies there; the best round always has one.
 
         Raises:
             CheckpointError: it cannot be read.
         """
-        return self._load(round_index, state).state.weights
+        return self._load(round_index, state, mapped=True).state.weights
 
     def _path(self, round_index: int) -> Path:
         return self.folder / f"round_{round_index:06d}.checkpoint"
 
-    def _load(self, round_index: int, state: type[ServerState]) -> Checkpoint:
+    def _load(self, round_index: int, state: type[ServerState], *, mapped: bool = False) -> Checkpoint:
         path = self._path(round_index)
-        checkpoint = load_state(path, Checkpoint, also=[state])
+        checkpoint = load_state(path, Checkpoint, also=[state], mapped=mapped)
         if type(checkpoint.state) is not state:
             raise CheckpointError(
                 f"{path}: expected a {state.__name__}, found a {type(checkpoint.state).__name__}; resume with its strategy"

@@ -29,7 +29,6 @@ _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid tha
 _TRANSPORT = (OSError, httpx.HTTPError)  # the SuperLink cannot be reached, which is no client's doing
 _ONLINE_SECONDS = 5.0  # how often the grid is asked which nodes are still there
 _NOT_SENT = "the message could not be sent (too large for the SuperLink, or the client has left)"
-_LARGE = 8 << 20  # bytes of an answer whose memory goes back to the system at once
 _LOST_ON_THE_WAY = (3, 4)  # Flower's MESSAGE_UNAVAILABLE and REPLY_MESSAGE_UNAVAILABLE: the network was cut while an answer went up
 _AGAIN = 2  # times that a node is asked once more in such a case
 
@@ -135,8 +134,8 @@ class Exchange:
         send([node for node in messages if node not in held])
         asked_online = started
         suspects: set[int] = set()
-        large = False
         while pending or held:
+            largest = 0
             for about, reply in _replies(self.grid, [*pending, *self._overdue]):
                 if about in self._overdue:
                     self._came_late(about, reply)
@@ -153,12 +152,10 @@ class Exchange:
                     else:
                         settle(node, None, in_words(reply.error))
                 else:
-                    large = large or content_bytes(reply.content) > _LARGE
+                    largest = max(largest, content_bytes(reply.content))
                     settle(pending.pop(about), *_content(reply))
             reply = ""  # the last answer makes room for the next one
-            if large:
-                give_back()
-                large = False
+            give_back(largest)
             late = {overdue.node for overdue in self._overdue.values()}
             if free := [node for node in held if node not in late]:
                 for node in free:

@@ -3,45 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
-from torch import nn
 
 from fedmap import averaging
 from fedmap.aggregators.base import ServerState, expected_form, persist, with_num_clients
 from fedmap.aggregators.judge import wants_judge, with_judge
-from fedmap.build import build_aggregator, build_data, build_model, cache_dir, prepare_split, prune_caches, training_options
+from fedmap.build import build_aggregator, build_data
 from fedmap.checkpoint import Checkpoint
 from fedmap.config import RunConfig
-from fedmap.data.base import FederatedData, Split
-from fedmap.errors import CheckpointError, ConfigError, QuorumError, UpdateError
+from fedmap.data.base import FederatedData
+from fedmap.errors import CheckpointError, QuorumError, UpdateError
 from fedmap.files import locked
-from fedmap.flower.exchange import Answer, content_bytes, lifetime
+from fedmap.flower.client_tests import ClientTests, ask_for_tests, load_tests, save_tests
+from fedmap.flower.collecting import Collection
 from fedmap.flower.feedback import check_compression
+from fedmap.flower.global_model import GlobalModel
 from fedmap.flower.identities import identities_of
 from fedmap.flower.registry import Registry, quorum_of
 from fedmap.flower.spending import Spending
-from fedmap.flower.standing import LOCK, ClientTests, Standing, checkpoints_of, find_standing, load_tests, save_tests
-from fedmap.flower.wire import RunInfo, broadcast_to_content, content_to_counts, content_to_update
-from fedmap.guard import GuardState, Ladder, Settled, check_model
-from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RoundScores
-from fedmap.local.judge import NO_ROWS, ModelJudge, at_once
+from fedmap.flower.standing import LOCK, Standing, checkpoints_of, find_standing
+from fedmap.flower.wire import RunInfo
+from fedmap.guard import GuardState, Ladder, check_model
+from fedmap.history import RoundRecord
 from fedmap.local.private import check_model_for, check_rule_for
 from fedmap.local.rules import make_rule
-from fedmap.local.tensors import layout_of, put_weights, shared_tensors, weights_in
-from fedmap.local.training import Evaluation, TrainingOptions, evaluate
+from fedmap.local.tensors import layout_of
+from fedmap.local.training import Evaluation
 from fedmap.memory import give_back
 from fedmap.outputs import RunFolder
 from fedmap.progress import Progress
 from fedmap.randomness import sample_clients
-from fedmap.reasons import Reason
 from fedmap.records import Broadcast, RoundReport
-from fedmap.scoring import final_results, round_scores, thresholds_by_label
-from fedmap.spill import Spill
+from fedmap.scoring import final_results, thresholds_by_label
 from fedmap.weights import Weights
 
 _PATIENCE = 30.0  # seconds for a server that was killed a moment ago to be gone
@@ -74,24 +70,15 @@ class Server:
         averaging.set_threads(self.config.runtime.threads)
         data = self.data or build_data(self.config)
         self.label_names = tuple(data.label_names)
-        self.model: nn.Module = build_model(self.config, data)
-        averaging.prepare(self.expected * sum(tensor.numel() for _, tensor in shared_tensors(self.model)))
-        cache = cache_dir(self.config)
-        rows = data.server() if getattr(data, "has_server", lambda: True)() else {}
-        self.splits: Mapping[str, Split] = {name: prepare_split(self.model, split, cache) for name, split in rows.items() if len(split)}
-        prune_caches(self.config)
-        self.options: TrainingOptions = training_options(self.config)
+        self.model = GlobalModel.of(self.config, data)
+        averaging.prepare(self.expected * sum(tensor.numel() for tensor in self.model.shared.values()))
         self.aggregator = with_num_clients(build_aggregator(self.config), self.expected)
         if wants_judge(self.aggregator):  # it chooses by the server's validation rows, and by nothing else
-            if "val" not in self.splits:
-                raise ConfigError(f"server.strategy: {NO_ROWS}")
-            several = at_once(self.model, self.options, self.config.runtime.threads)
-            self.aggregator = with_judge(self.aggregator, ModelJudge(self.model, self.splits["val"], self.options, several))
+            self.aggregator = with_judge(self.aggregator, self.model.judge(self.config.runtime.threads))
         self.checkpoints = checkpoints_of(self.folder.path, self.config.keep_checkpoints)
         self._guard = GuardState()
         self._spending = Spending(self.config)
-        self._state: ServerState | None = None  # the global model lies in `self.model`, and the state's arrays are a view of it
-        self._in_model: Weights = {}  # what `self.model` has now
+        self._state: ServerState | None = None  # its model's arrays are a view of those in `self.model`
         self._held: dict[int, Weights] = {}  # by round, models that no checkpoint has
         self._validation: tuple[int, Evaluation | None] = (-1, None)  # the last round written down, and its model on the validation rows
 
@@ -114,8 +101,7 @@ class Server:
 
     def _find_standing(self) -> Standing:
         """Where the run stands; the state, whose model must not be held twice, is kept here alone."""
-        self._in_model = weights_in(self.model)
-        initial = self.aggregator.init(self._in_model, layout_of(self.model))
+        initial = self.aggregator.init(self.model.weights, layout_of(self.model.module))
         check_compression(self.config.compression, self.aggregator, self.aggregator.broadcast(initial).rule)
         self._check_privacy(initial)
         standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
@@ -128,29 +114,23 @@ class Server:
         assert self._state is not None, "the run has begun"
         return self._state
 
-    def _show(self, weights: Weights) -> Weights:
-        """Put weights into the model; returns them as they lie there."""
-        if weights is not self._in_model:
-            self._in_model = put_weights(self.model, weights)
-        return self._in_model
-
     def _settle(self) -> None:
-        """Let the state's model be the one in the model, so that it is there once."""
-        self._state = replace(self.state, weights=self._show(self.state.weights))
-        give_back()
+        """Let the state's model be the one that is shown, so that it is there once."""
+        self._state = replace(self.state, weights=self.model.show(self.state.weights))
+        give_back(self.model.nbytes)
 
     def _check_privacy(self, initial: ServerState) -> None:
         """Refuse a model or a strategy whose clients would send what privacy does not cover."""
         broadcast = self.aggregator.broadcast(initial)
         form = expected_form(self.aggregator, initial, broadcast)
-        check_model_for(self.config.privacy, self.model)
+        check_model_for(self.config.privacy, self.model.module)
         check_rule_for(self.config.privacy, make_rule(broadcast.rule), broadcast, form.extras, form.scalars)
 
     def _run(self, grid: Grid, standing: Standing) -> None:
         config = self.config
         for note in standing.notes:
             self.progress.note(note)
-        if not self.splits:
+        if not self.model.splits:
             self.progress.note(
                 "the server has no validation or test rows: the last model is kept, and only the clients' own scores are reported"
             )
@@ -165,8 +145,8 @@ class Server:
             registry.wait(self.expected, config.runtime.wait_seconds, config.runtime.quorum, standing.clients.keys())
         self.progress.start(config.num_rounds)
         if standing.history is None:
-            evaluations = self._evaluate(self.state.weights)
-            record = RoundRecord.of(RoundReport(round_index=0), [], **self._scores(evaluations))
+            evaluations = self.model.evaluate(self.state.weights)
+            record = RoundRecord.of(RoundReport(round_index=0), [], **self.model.scores(evaluations))
             self._record(record, evaluations, registry, 0)
         else:
             self.progress.resumed(self.state.round_index)
@@ -175,21 +155,21 @@ class Server:
             least = quorum_of(self.expected, config.runtime.quorum)
             if len(registry.nodes) < least:
                 registry.wait(least, config.runtime.wait_seconds, 1.0)
-            failed_in_a_row = self._round(grid, registry, info, failed_in_a_row)
+            failed_in_a_row = self._round(registry, info, failed_in_a_row)
             if failed_in_a_row >= config.runtime.max_failed_rounds:
                 raise QuorumError(
                     f"{failed_in_a_row} rounds in a row had fewer answers than the quorum; the model of round "
                     f"{self.state.round_index - failed_in_a_row} is kept in {self.folder.path}. See the reasons above, or set runtime.quorum"
                 )
-        self._finish(grid, registry, info, tests)
+        self._finish(registry, info, tests)
 
     def _registry(self, grid: Grid, info: RunInfo, before: Mapping[int, int]) -> Registry:
-        fingerprint = getattr(self.model, "frozen_fingerprint", None)
+        fingerprint = getattr(self.model.module, "frozen_fingerprint", None)
         return Registry(
             grid=grid,
             run=info,
             label_names=self.label_names,
-            model_names=[name for name, _ in shared_tensors(self.model)],
+            model_names=list(self.model.shared),
             fingerprint=str(fingerprint()) if callable(fingerprint) else "",
             note=self.progress.note,
             waiting=self.progress.waiting,
@@ -197,7 +177,7 @@ class Server:
             identities=identities_of(self.config, self.folder.path),
         )
 
-    def _round(self, grid: Grid, registry: Registry, info: RunInfo, failed: int) -> int:
+    def _round(self, registry: Registry, info: RunInfo, failed: int) -> int:
         """One round; returns how many rounds in a row, this one included, were below the quorum."""
         broadcast = self.aggregator.broadcast(self.state)
         round_index = broadcast.round_index
@@ -205,13 +185,16 @@ class Server:
         chosen = sample_clients(info.seed, round_index, registry.client_ids(), self.config.clients_per_round)
         self.progress.clients(round_index, chosen)
         started = time.perf_counter()
-        answered = self._train(grid, registry, info, broadcast, self._ladder(registry, broadcast), chosen)
-        del broadcast  # with it the old model goes as soon as there is a new one
+        clients = {registry.nodes[client_id]: client_id for client_id in chosen}
+        ladder = self._ladder(registry, broadcast)
+        collection = Collection(self.config, ladder, clients, len(self.label_names), self.folder.path, self.progress)
+        answered = collection.ask(registry.exchange, info)
+        del broadcast, ladder, collection  # with them the old model goes as soon as there is a new one
         updates = answered.settled.updates
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
-        self._in_model = {}  # an aggregator may ask how other models do
-        give_back()
+        self.model.forget()  # an aggregator may ask how other models do
+        give_back(self.model.nbytes)
         try:
             if len(updates) < least:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
@@ -234,8 +217,8 @@ class Server:
         self._settle()
         spent = self._spending.after(chosen, {client_id: card.num_train for client_id, card in registry.cards.items()})
         report = replace(report, diagnostics={**report.diagnostics, **spent}) if spent else report
-        evaluations = self._evaluate(self.state.weights)
-        scores = self._scores(evaluations)
+        evaluations = self.model.evaluate(self.state.weights)
+        scores = self.model.scores(evaluations)
         seconds = {"train": trained - started, "aggregate": aggregated - trained, "evaluate": time.perf_counter() - aggregated}
         record = RoundRecord.of(
             report,
@@ -255,67 +238,6 @@ class Server:
         form = expected_form(self.aggregator, self.state, broadcast)
         rows = {client_id: card.num_train for client_id, card in registry.cards.items()}
         return Ladder(self.config.defence, broadcast, form, self.state.layout.buffers, self._guard, rows)
-
-    def _train(
-        self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast, ladder: Ladder, chosen: Sequence[int]
-    ) -> _Trained:
-        clients = {registry.nodes[client_id]: client_id for client_id in chosen}
-        kinds = [kind for group in ladder.form.groups.values() for kind in group.values()]
-        spill = Spill(self.folder.path, len(chosen) * sum(kind.nbytes for kind in kinds))
-        lost: dict[int, ClientRecord] = {}
-        up: dict[int, int] = {}
-
-        def lose(record: ClientRecord) -> None:
-            lost[record.client_id] = record
-            self.progress.client_lost(broadcast.round_index, record)
-            code = f" ({record.code})" if record.status == REJECTED else ""
-            self.progress.note(f"client {record.client_id} is left out of round {broadcast.round_index}{code}: {record.reason}")
-
-        def take(node: int, answer: Answer) -> None:
-            client_id = clients[node]
-            status, code, reason = FAILED, str(Reason.NO_ANSWER), answer.failure
-            if answer.content is not None:
-                up[client_id] = content_bytes(answer.content)
-                try:
-                    update = content_to_update(
-                        answer.content, len(self.label_names), broadcast, self.config.compression, ladder.form, ladder.defence.max_bytes
-                    )
-                    if update.client_id != client_id:
-                        raise UpdateError(f"the node of client {client_id} answered as client {update.client_id}", Reason.IDENTITY)
-                    ladder.admit(spill.keep(update))
-                except UpdateError as error:
-                    code, reason = error.code, str(error)
-                    status = FAILED if code == Reason.PROBLEM else REJECTED
-                else:
-                    self.progress.client_done(update)
-                    return
-            down = None if answer.content is None else size
-            lose(ClientRecord(client_id, status, reason, code=code, bytes_up=up.get(client_id), bytes_down=down))
-
-        content = broadcast_to_content(broadcast, info, self.config.compression)
-        seconds = self.config.runtime.round_seconds
-        messages = {
-            node: Message(content, node, MessageType.TRAIN, ttl=lifetime(seconds), group_id=str(broadcast.round_index)) for node in clients
-        }
-        size = content_bytes(content)
-        registry.exchange.ask(messages, seconds, take)
-        settled = ladder.settle(spill.keep)
-        spill.close()
-        for refusal in settled.refused:
-            sent = up[refusal.update.client_id]
-            lose(ClientRecord.of(refusal.update, status=REJECTED, reason=refusal.reason, code=refusal.code, bytes_up=sent, bytes_down=size))
-        for client_id, remarks in settled.remarks.items():
-            for code, remark in remarks.items():
-                self.progress.note(f"client {client_id} in round {broadcast.round_index} ({code}): {remark}")
-        return _Trained(settled, [lost[k] for k in sorted(lost)], up, dict.fromkeys(chosen, size))
-
-    def _evaluate(self, weights: Weights) -> dict[str, Evaluation]:
-        self._show(weights)
-        return {name: evaluate(self.model, split, self.options) for name, split in self.splits.items()}
-
-    def _scores(self, evaluations: Mapping[str, Evaluation]) -> RoundScores:
-        """Scores on the validation and the test split; None where the server has no such rows."""
-        return round_scores(evaluations.get("val"), evaluations.get("test"), self.model)
 
     def _record(self, record: RoundRecord, evaluations: Mapping[str, Evaluation], registry: Registry, failed: int) -> None:
         """Write a round down. The checkpoint comes last: a run that is killed before it says the round again, and forgets none."""
@@ -343,19 +265,20 @@ class Server:
             return self.state.weights
         return self._held[round_index] if round_index in self._held else self.checkpoints.weights(round_index, type(self.state))
 
-    def _finish(self, grid: Grid, registry: Registry, info: RunInfo, tests: ClientTests | None) -> None:
+    def _finish(self, registry: Registry, info: RunInfo, tests: ClientTests | None) -> None:
         """Score the chosen model on the server and, each with the model it uses, on the clients; write everything."""
         best = self.folder.history.best
         chosen = best.round_index if best else self.state.round_index
         if tests is None:
             broadcast = replace(self.aggregator.broadcast(self.state), weights=self._weights_of(chosen))
-            tests = ClientTests(self.state.round_index, self._client_tests(grid, registry, replace(info, final=True), broadcast))
+            counts = ask_for_tests(self.config, registry, replace(info, final=True), broadcast)
+            tests = ClientTests(self.state.round_index, counts)
             save_tests(self.folder.path, tests)
             del broadcast
         if (last := self.folder.history.rounds[-1:]) and (sentence := self._spending.sentence(last[0].diagnostics)):
             self.progress.note(sentence)
         results = self._save_models()
-        final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), tests.counts, model=self.model)
+        final = final_results(chosen, self.label_names, results.get("val"), results.get("test"), tests.counts, model=self.model.module)
         self.folder.finish(final)
 
     def _save_models(self) -> dict[str, Evaluation]:
@@ -367,14 +290,13 @@ class Server:
         best = history.best_round()
         results: dict[str, Evaluation] = {}
         for name, round_index in (("last", last), ("best", last if best is None else best)):
-            weights = self._weights_of(round_index)
+            module, weights = self.model.module, self.model.show(self._weights_of(round_index))
             scored, validation = self._validation
-            if name == "best" or (scored != round_index and "val" in self.splits):
-                results = self._evaluate(weights)
+            if name == "best" or (scored != round_index and "val" in self.model.splits):
+                results = self.model.evaluate(weights)
                 validation = results.get("val")
-            self._show(weights)
-            del weights
-            self.folder.save_model(name, self.model, thresholds_by_label(self.label_names, validation, self.model))
+            del weights  # the next one takes its place
+            self.folder.save_model(name, module, thresholds_by_label(self.label_names, validation, module))
             if best != last:
                 self._state = replace(self.state, weights={})  # it makes room for the best model, and can be read again
         return results
@@ -386,45 +308,3 @@ class Server:
                 step()
             except Exception as error:
                 self.progress.note(f"after the run had failed: {error}")
-
-    def _client_tests(self, grid: Grid, registry: Registry, info: RunInfo, broadcast: Broadcast) -> dict[int, Any]:
-        registry.refresh(5.0)
-        clients = {node: client_id for client_id, node in registry.nodes.items()}
-        if not clients:
-            return {}
-        content = broadcast_to_content(broadcast, info)
-        seconds = self.config.runtime.round_seconds
-        messages = {node: Message(content, node, MessageType.EVALUATE, ttl=lifetime(seconds), group_id="final") for node in clients}
-        found = {}
-        answers = registry.exchange.ask(messages, seconds)
-        if self.config.privacy.wanted:  # they learn that the run has ended, and say nothing
-            self.progress.note(f"privacy={self.config.privacy.name}: the clients do not tell how the model does on their own rows")
-            return {}
-        for node, answer in answers.items():
-            try:
-                if answer.content is None:
-                    raise UpdateError(answer.failure)
-                client_id, counts = content_to_counts(answer.content, len(self.label_names))
-                if client_id != clients[node] or "test" not in counts:
-                    raise UpdateError("the answer is another client's, or has no counts of the test split")
-                found[client_id] = counts["test"]
-            except UpdateError as error:
-                self.progress.note(f"client {clients[node]} is missing from the final scores: {error}")
-        return found
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """What came of asking a round's clients to train.
-
-    Attributes:
-        settled: the updates that may be aggregated, and what was found of them.
-        lost: the clients whose answer did not come or is not used.
-        bytes_up: by client that answered.
-        bytes_down: by client that was asked.
-    """
-
-    settled: Settled
-    lost: Sequence[ClientRecord]
-    bytes_up: Mapping[int, int]
-    bytes_down: Mapping[int, int]

@@ -10,16 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from fedmap.aggregators.base import Aggregator, ServerState, persist, restored
-from fedmap.checkpoint import Checkpoint, Checkpoints, load_state, save_state
+from fedmap.checkpoint import Checkpoint, Checkpoints
 from fedmap.config import RunConfig
 from fedmap.errors import CheckpointError
 from fedmap.guard import GuardState
 from fedmap.history import RunHistory
-from fedmap.metrics import MultilabelCounts
 from fedmap.resuming import check_may_start, continued
 
 LOCK = ".server.lock"
-_TESTS = "client_tests.state"
 
 
 @dataclass(frozen=True)
@@ -43,19 +41,6 @@ class Standing:
     clients: Mapping[int, int] = field(default_factory=dict)
     guard: GuardState = field(default_factory=GuardState)
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class ClientTests:
-    """The clients' final counts on their test rows, kept so that a server which dies after them need not ask again.
-
-    Attributes:
-        round_index: how many rounds the run had.
-        counts: by client.
-    """
-
-    round_index: int
-    counts: Mapping[int, MultilabelCounts] = field(default_factory=dict)
 
 
 def checkpoints_of(folder: Path, keep: int) -> Checkpoints:
@@ -106,27 +91,6 @@ def find_standing(
         guard=checkpoint.guard,
         notes=(*found.notes, f"continuing the run in {folder} after round {done} of {config.num_rounds}"),
     )
-
-
-def load_tests(folder: Path, round_index: int) -> ClientTests | None:
-    """The clients' final counts after so many rounds, if they are known already."""
-    path = folder / "checkpoints" / _TESTS
-    if not path.exists():
-        return None
-    try:
-        tests = load_state(path, ClientTests)
-    except CheckpointError:
-        return None  # the clients are asked again
-    return tests if tests.round_index == round_index else None
-
-
-def save_tests(folder: Path, tests: ClientTests) -> None:
-    """Keep the clients' final counts.
-
-    Raises:
-        CheckpointError: they cannot be written.
-    """
-    save_state(folder / "checkpoints" / _TESTS, tests)
 
 
 def _check_model(checkpoint: Checkpoint, initial: ServerState, label_names: Sequence[str], folder: Path) -> None:

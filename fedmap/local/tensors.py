@@ -141,7 +141,7 @@ def put_weights(model: nn.Module, weights: Weights) -> dict[str, Array]:
             fresh.copy_(torch.from_numpy(array if array.flags.writeable else np.array(array)))
             tensor.data = fresh
             if (freed := freed + array.nbytes) > _SOME:  # the allocator does not reuse all of the old blocks
-                give_back()
+                give_back(freed)
                 freed = 0
     there = weights_in(model)
     return {name: there[name] if there[name].dtype == array.dtype else np.array(array) for name, array in weights.items()}
