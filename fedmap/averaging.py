@@ -134,6 +134,9 @@ def all_finite(array: Array) -> bool:
 
 
 def _flat(array: Array) -> Array:
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned:
+        return array if array.ndim == 1 else array.reshape(-1)
     flat = np.ascontiguousarray(array).reshape(-1)
     return flat if flat.flags.aligned else flat.copy()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,13 +54,19 @@ class Later:
         return bytes, (bytes(self),)
 
 
+@functools.lru_cache(maxsize=4096)
+def _whole(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> tuple[bytes, int, int]:
+    """A C-contiguous array's header, how many numbers it has, and the bytes of all."""
+    start, count = header(dtype, shape), math.prod(shape)
+    return start, count, len(start) + count * dtype.itemsize
+
+
 def view(data: bytes, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array | None:
     """The C-contiguous array of this kind over these very bytes, read-only; None if the bytes are anything else, sound or not."""
-    start = header(dtype, shape)
-    if dtype.kind not in "biufc" or not data.startswith(start):
+    start, count, length = _whole(dtype, shape)
+    if dtype.kind not in "biufc" or len(data) != length or not data.startswith(start):
         return None
-    flat = np.frombuffer(data, np.uint8, offset=len(start))
-    if flat.nbytes != int(np.prod(shape, dtype=np.int64)) * dtype.itemsize:
-        return None
-    found: Array = flat.view(dtype).reshape(shape)
+    if count == 0:  # which `frombuffer` refuses
+        return np.frombuffer(b"", dtype).reshape(shape)
+    found: Array = np.frombuffer(data, dtype, offset=len(start)).reshape(shape)
     return found if found.flags.aligned else found.copy()

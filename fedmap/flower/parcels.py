@@ -138,17 +138,18 @@ def parcels_of(content: RecordDict, form: Form | None = None) -> Parcels:
         UpdateError: an array cannot be read or is of another form, or packed arrays have no names or bytes.
         KeyError: the model is missing.
     """
-    keys = [WEIGHTS, *(key for key in of_kind(content, ArrayRecord) if key.startswith(_EXTRA))]
+    records = of_kind(content, ArrayRecord)
+    keys = [WEIGHTS, *(key for key in records if key.startswith(_EXTRA))]
     if form is None:
-        return {key.removeprefix(_EXTRA): _parcel(content, key) for key in keys}
+        return {key.removeprefix(_EXTRA): _parcel(content, records, key) for key in keys}
     check_groups("the client", [key.removeprefix(_EXTRA) for key in keys[1:]], form.extras)
     kinds = {WEIGHTS: form.weights, **{f"{_EXTRA}{group}": arrays for group, arrays in form.extras.items()}}
-    return {key.removeprefix(_EXTRA): _parcel(content, key, kinds[key]) for key in keys}
+    return {key.removeprefix(_EXTRA): _parcel(content, records, key, kinds[key]) for key in keys}
 
 
-def _parcel(content: RecordDict, key: str, kinds: Mapping[str, Kind] | None = None) -> Parcel:
-    whole = record_to_arrays(of_kind(content, ArrayRecord)[key], kinds)
-    packed = of_kind(content, ArrayRecord).get(f"{_PACKED}{key}")
+def _parcel(content: RecordDict, records: Mapping[str, ArrayRecord], key: str, kinds: Mapping[str, Kind] | None = None) -> Parcel:
+    whole = record_to_arrays(records[key], kinds)
+    packed = records.get(f"{_PACKED}{key}")
     if packed is None:
         return Parcel(whole)
     names = of_kind(content, ConfigRecord).get(f"{_NAMES}{key}", ConfigRecord()).get("names")

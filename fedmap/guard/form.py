@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from collections.abc import Collection, Mapping
@@ -86,7 +87,7 @@ class Form:
         """All groups of arrays; the model's own is ""."""
         return {"": self.weights, **self.extras}
 
-    @property
+    @functools.cached_property
     def max_bytes(self) -> int:
         """The most that a whole update may take: the arrays with their headers, and what is beside them."""
         return _BESIDE + sum(
