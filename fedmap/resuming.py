@@ -33,7 +33,7 @@ FREE = (
     "dataset.cache_dir",
     "dataset.server_url",
 )
-_NOT_FREE = ("runtime.threads",)  # sums run in another order with another number of threads
+_NOT_FREE = ("runtime.threads", "runtime.clients_at_once")  # sums run in another order with another number of either
 _PLACES = {"strategy": "server.strategy"}  # a group whose keys lie elsewhere than under its name
 _MISSING = object()
 

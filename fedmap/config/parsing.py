@@ -103,6 +103,7 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
         quorum=read.number("runtime.quorum", 0, 1),
         max_failed_rounds=read.integer("runtime.max_failed_rounds", 1),
         workers=read.optional_integer("runtime.workers", 0) if local else None,
+        clients_at_once=read.integer("runtime.clients_at_once", 1) if local and "clients_at_once" in read.tree["runtime"] else 1,
         address="" if local else read.text("runtime.address"),
         external=False if local else read.flag("runtime.external"),
         stay=False if local else read.flag("runtime.stay"),
@@ -171,6 +172,9 @@ def parse(tree: Mapping[str, Any]) -> RunConfig:
             f"clients_per_round={config.clients_per_round} is more than num_clients={config.num_clients}: "
             "no round could ever have that many; lower clients_per_round or raise num_clients"
         )
+    if runtime.clients_at_once > 1 and (config.privacy.wanted or training.amp):
+        other = "training.amp=true" if training.amp else f"privacy={config.privacy.name}"
+        read.problems.append(f"runtime.clients_at_once={runtime.clients_at_once} and {other} do not go together; leave one of them out")
     if read.problems:
         raise ConfigError("the configuration has mistakes:\n" + "\n".join(f"  - {problem}" for problem in read.problems))
     return config

@@ -22,6 +22,7 @@ class RuntimeConfig:
     quorum: float
     max_failed_rounds: int
     workers: int | None = None
+    clients_at_once: int = 1
     address: str = "127.0.0.1:8000"
     external: bool = False
     stay: bool = False

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ def train(message: Message, context: Context) -> Message:
 
         memories = session.memories(client_id, run)
         before = memories.before(broadcast.round_index)
-        update, memory = session.client(client_id, run).train_round(broadcast, before, on_step)
+        update, memory = session.client(client_id, run, broadcast.round_index).train_round(broadcast, before, on_step)
         parcels, residuals = pack_update(update, broadcast, compression_of(message.content), run.seed, residuals_of(before))
         memories.keep(broadcast.round_index, with_residuals(memory, residuals), run.oldest)
         _tell(
@@ -138,6 +138,23 @@ def train(message: Message, context: Context) -> Message:
         return update_to_content(update, parcels)
 
     return _answer(message, context, work)
+
+
+def train_together(messages: Sequence[Message], contexts: Sequence[Context]) -> None:
+    """Train the clients of several train messages with one content at once, so that each message then finds its client trained.
+
+    Whatever goes wrong here, each client then trains by itself, so that a problem of one is no other's.
+    """
+    try:
+        from fedmap.flower.session import session_of
+
+        found = [session_of(context) for context in contexts]
+        (session, _), content = found[0], messages[0].content
+        session.train_together(
+            [client_id for _, client_id in found], content_to_broadcast(content, session.shapes()), content_to_run(content)
+        )
+    except Exception as error:
+        log.warning("%d clients train one after another and not together: %s", len(messages), _out_of_memory(error, "train") or error)
 
 
 @app.evaluate()

@@ -186,7 +186,7 @@ def _serve_locally(config: RunConfig, file: Path, folder: Any, progress: Any, se
         workers = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, len(clients))
     nodes = {client_id + 100: {"client-id": client_id, "config": str(file)} for client_id in clients}
     server = server_class(config, folder, progress, len(clients), run_name(folder.path), data)
-    with LocalGrid(nodes, workers) as grid:
+    with LocalGrid(nodes, workers, config.runtime.clients_at_once) as grid:
         server.run(grid)
 
 

@@ -31,6 +31,7 @@ from fedmap.history import RoundRecord
 from fedmap.local.private import check_model_for, check_rule_for
 from fedmap.local.rules import make_rule
 from fedmap.local.tensors import layout_of
+from fedmap.local.together import check_together
 from fedmap.local.training import Evaluation
 from fedmap.memory import give_back
 from fedmap.outputs import RunFolder
@@ -102,7 +103,10 @@ class Server:
     def _find_standing(self) -> Standing:
         """Where the run stands; the state, whose model must not be held twice, is kept here alone."""
         initial = self.aggregator.init(self.model.weights, layout_of(self.model.module))
-        check_compression(self.config.compression, self.aggregator, self.aggregator.broadcast(initial).rule)
+        rule = self.aggregator.broadcast(initial).rule
+        check_compression(self.config.compression, self.aggregator, rule)
+        if self.config.runtime.clients_at_once > 1:
+            check_together(self.model.module, self.model.options, rule)
         self._check_privacy(initial)
         standing = find_standing(self.config, self.folder.path, self.name, self.aggregator, initial, self.label_names)
         self._state = standing.state

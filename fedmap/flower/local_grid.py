@@ -9,21 +9,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Any
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedmap.flower.exchange import content_bytes
-from fedmap.flower.workers import AHEAD, Worker, run_app
+from fedmap.flower.workers import AHEAD, Bunch, Worker, run_app
 
 log = logging.getLogger("fedmap.local")
 _SERVER_NODE = 1
@@ -42,14 +43,17 @@ class LocalGrid(Grid):
     Attributes:
         node_configs: for each client's node its Flower node configuration, e.g. {"client-id": 0, "config": "/path.yaml"}.
         workers: worker processes, >= 0; 0 answers inside this process, when a reply is asked for.
+        clients_at_once: so many clients at most train together, see `fedmap.local.together`. Who goes with whom is a matter of their order
+            alone, so that results do not depend on the workers.
     """
 
     node_configs: Mapping[int, Mapping[str, Any]]
     workers: int
+    clients_at_once: int = 1
     poll_seconds = 0.0
     closed = True  # no further node can come
     _states: dict[int, RecordDict] = field(default_factory=dict, init=False)
-    _waiting: deque[Message] = field(default_factory=deque, init=False)
+    _waiting: deque[Bunch] = field(default_factory=deque, init=False)
     _replies: dict[str, Message] = field(default_factory=dict, init=False)
     _pool: list[Worker] = field(default_factory=list, init=False)
     _sent: int = field(default=0, init=False)
@@ -99,12 +103,13 @@ class LocalGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queue messages for the workers; returns their ids in order."""
         ids = []
-        for message in messages:
+        sent = list(messages)
+        for message in sent:
             self._sent += 1
             message_id = f"local-{self._sent}"
             message.metadata.__dict__["_message_id"] = message_id
-            self._waiting.append(message)
             ids.append(message_id)
+        self._waiting.extend(_bunches(sent, self.clients_at_once))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -120,10 +125,15 @@ class LocalGrid(Grid):
         """
         given_up = set(message_ids)
         fresh = []
-        self._waiting = deque(message for message in self._waiting if message.metadata.message_id not in given_up)
+
+        def left(bunches: Iterable[Bunch]) -> list[Bunch]:
+            kept = [[message for message in bunch if message.metadata.message_id not in given_up] for bunch in bunches]
+            return [bunch for bunch in kept if bunch]
+
+        self._waiting = deque(left(self._waiting))
         for worker in self._pool:
-            if any(task.metadata.message_id in given_up for task in worker.tasks):
-                self._waiting.extendleft(task for task in reversed(worker.tasks) if task.metadata.message_id not in given_up)
+            if any(task.metadata.message_id in given_up for bunch in worker.tasks for task in bunch):
+                self._waiting.extendleft(reversed(left(worker.tasks)))
                 worker.process.kill()
                 self._renew(worker)
                 fresh.append(worker)
@@ -131,7 +141,7 @@ class LocalGrid(Grid):
         for worker in fresh:
             with contextlib.suppress(EOFError, OSError):  # it died; that is noticed when it gets work
                 if worker.pipe.poll(max(end - time.monotonic(), 0.0)):
-                    worker.receive()
+                    list(worker.receive())
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Send messages and collect the replies until all have come or `timeout` seconds have passed."""
@@ -144,16 +154,18 @@ class LocalGrid(Grid):
             left -= {reply.metadata.reply_to_message_id for reply in arrived}
         return replies
 
-    def _context(self, node_id: int) -> Context:
-        return Context(_RUN_ID, node_id, dict(self.node_configs[node_id]), self._states.setdefault(node_id, RecordDict()), {})
+    def _contexts(self, bunch: Bunch) -> list[Context]:
+        nodes = [message.metadata.dst_node_id for message in bunch]
+        return [Context(_RUN_ID, node, dict(self.node_configs[node]), self._states.setdefault(node, RecordDict()), {}) for node in nodes]
 
     def _work(self) -> None:
         if self.workers == 0:
             end = time.monotonic() + _BATCH_SECONDS
             while self._waiting and time.monotonic() < end:
-                message = self._waiting.popleft()
-                context = self._context(message.metadata.dst_node_id)
-                self._keep(message, run_app(message, context), context.state)
+                bunch = self._waiting.popleft()
+                contexts = self._contexts(bunch)
+                for message, context, reply in zip(bunch, contexts, run_app(bunch, contexts), strict=True):
+                    self._keep(message, reply, context.state)
             return
         for worker in self._pool:
             self._feed(worker)
@@ -163,9 +175,9 @@ class LocalGrid(Grid):
             large = False
             try:
                 while worker.tasks and not large and worker.pipe.poll():
-                    if (received := worker.receive()) is not None:
-                        self._keep(*received)
-                        large = received[1].has_content() and content_bytes(received[1].content) > _LARGE
+                    for message, reply, state in worker.receive():
+                        self._keep(message, reply, state)
+                        large = large or (reply.has_content() and content_bytes(reply.content) > _LARGE)
             except (EOFError, OSError):
                 self._replace(worker)
             self._feed(worker)
@@ -176,25 +188,26 @@ class LocalGrid(Grid):
                 worker.has = None
 
     def _feed(self, worker: Worker) -> None:
-        """Give the worker something to do: one message, and some to go on with while there are plenty."""
+        """Give the worker something to do: one bunch, and some to go on with while there are plenty."""
         if self._waiting and not worker.tasks and not worker.process.is_alive():  # killed while it had nothing to do: nothing is lost
             log.warning("an idle worker process has ended with exit code %s; another one takes its place", worker.process.exitcode)
             self._renew(worker)
-        while self._waiting and (not worker.tasks or (len(worker.tasks) < AHEAD <= len(self._waiting) // len(self._pool))):
-            message = self._next(worker)
+        ahead, plenty = (AHEAD, AHEAD) if self.clients_at_once == 1 else (2, 1)
+        while self._waiting and (not worker.tasks or (len(worker.tasks) < ahead and len(self._waiting) >= plenty * len(self._pool))):
+            bunch = self._next(worker)
             try:
-                if not worker.send(message, self._context(message.metadata.dst_node_id)):
-                    self._waiting.appendleft(message)
+                if not worker.send(bunch, self._contexts(bunch)):
+                    self._waiting.appendleft(bunch)
                     return
             except OSError:
                 self._replace(worker)
 
-    def _next(self, worker: Worker) -> Message:
-        """A waiting message whose client the worker has had before, and so has its data at hand, if one is near."""
-        for place, message in enumerate(itertools.islice(self._waiting, _LOOK_AHEAD)):
-            if self._homes.setdefault(message.metadata.dst_node_id, worker) is worker:
+    def _next(self, worker: Worker) -> Bunch:
+        """A waiting bunch whose first client the worker has had before, and so has its data at hand, if one is near."""
+        for place, bunch in enumerate(itertools.islice(self._waiting, _LOOK_AHEAD)):
+            if self._homes.setdefault(bunch[0].metadata.dst_node_id, worker) is worker:
                 del self._waiting[place]
-                return message
+                return bunch
         return self._waiting.popleft()
 
     def _keep(self, message: Message, reply: Message, state: RecordDict) -> None:
@@ -202,14 +215,28 @@ class LocalGrid(Grid):
         self._replies[message.metadata.message_id] = reply
 
     def _replace(self, worker: Worker) -> None:
-        """A worker died (killed, or out of memory): the message that it worked on failed, and a fresh worker takes its place."""
-        task, *rest = worker.tasks
-        self._waiting.extendleft(reversed(rest))
+        """A worker died (killed, or out of memory): the message that it worked on failed, and a fresh worker takes its place.
+
+        Of several that it worked on at once nobody knows which one it was: they are asked again, each by itself.
+        """
+        tasks, *rest = worker.tasks
+        alone = [[task] for task in tasks] if len(tasks) > 1 else []
+        self._waiting.extendleft(reversed([*alone, *rest]))
         reason = f"the worker process {worker.end()} while it answered"
         log.warning("%s; another one takes its place", reason)
-        self._replies[task.metadata.message_id] = Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=task)
+        if not alone:
+            self._replies[tasks[0].metadata.message_id] = Message(Error(code=_CLIENT_FAILED, reason=reason), reply_to=tasks[0])
         self._renew(worker)
 
     def _renew(self, worker: Worker) -> None:
         self._homes = {node: home for node, home in self._homes.items() if home is not worker}
         worker.renew()
+
+
+def _bunches(messages: list[Message], at_once: int) -> Iterator[Bunch]:
+    """The messages in their order, those for training in bunches of at most `at_once` that are about equally long."""
+    for (kind, _), group in itertools.groupby(messages, key=lambda message: (message.metadata.message_type, id(message.content))):
+        found = list(group)
+        count = math.ceil(len(found) / at_once) if kind == MessageType.TRAIN else len(found)
+        for part in range(count):
+            yield found[part * len(found) // count : (part + 1) * len(found) // count]

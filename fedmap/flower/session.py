@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,14 @@ from fedmap.build import build_data, build_hook, build_model, cache_dir, prepare
 from fedmap.checkpoint import Memories, prune_runs
 from fedmap.config import RunConfig, load, parse
 from fedmap.data.base import FederatedData, Split
-from fedmap.errors import ConfigError, UpdateError
+from fedmap.errors import ConfigError, FederationError, UpdateError
 from fedmap.flower.wire import ClientCard, RunInfo
 from fedmap.local.client import LocalClient
 from fedmap.local.tensors import shared_tensors
+from fedmap.local.together import Trained, train_together
 from fedmap.privacy.secret import derived, load_secret
+from fedmap.randomness import generator
+from fedmap.records import Broadcast
 from fedmap.signals import RowFacts
 
 log = logging.getLogger("fedmap.client")
@@ -44,6 +47,8 @@ class Session:
         self.hook = build_hook(config)
         self._splits: dict[int, Mapping[str, Split]] = {}
         self._facts: dict[int, RowFacts] = {}
+        self._trained: dict[tuple[int, int], Trained] = {}  # by client and round, until it has been answered
+        self._alone = False  # torch has refused to train several clients at once
         if config.privacy.wanted and config.privacy.noise_seed is not None:
             log.warning("privacy.noise_seed is set: the noise can be told and taken away, and this run is private to nobody.")
 
@@ -61,8 +66,29 @@ class Session:
             self._facts[client_id] = RowFacts.of(self.splits(client_id)["train"], self.data.modality_names)
         return self._facts[client_id]
 
-    def client(self, client_id: int, run: RunInfo) -> LocalClient:
-        """The client with the process's model, seeded by the federation."""
+    def train_together(self, client_ids: Sequence[int], broadcast: Broadcast, run: RunInfo) -> None:
+        """Train several clients of a round at once; `client` then has each with what it has learnt.
+
+        Raises:
+            FederationError: this cannot be done with these clients.
+            RuntimeError: torch cannot do it with this model; the next call does nothing.
+        """
+        self._trained.clear()
+        if self._alone:
+            return
+        round_index = broadcast.round_index
+        rngs = [generator(run.seed, purpose="batches", round_index=round_index, client_id=client_id) for client_id in client_ids]
+        try:
+            found = train_together(self.model, broadcast, [self.splits(client_id)["train"] for client_id in client_ids], self.options, rngs)
+        except FederationError:
+            raise
+        except Exception:
+            self._alone = True
+            raise
+        self._trained.update({(client_id, round_index): one for client_id, one in zip(client_ids, found, strict=True)})
+
+    def client(self, client_id: int, run: RunInfo, round_index: int = 0) -> LocalClient:
+        """The client with the process's model, seeded by the federation; with what it has learnt in the round, if that is known."""
         return LocalClient(
             client_id=client_id,
             model=self.model,
@@ -74,6 +100,7 @@ class Session:
             privacy=self.config.privacy,
             secret=self._secret(run),
             facts=self.facts(client_id),
+            trained=self._trained.pop((client_id, round_index), None),
         )
 
     def _secret(self, run: RunInfo) -> bytes:

@@ -1,8 +1,8 @@
 """The worker processes of the local grid: each keeps one resident model and answers messages until its pipe closes.
 
-What all clients of a round receive alike is sent to each worker once, array by array from where it lies. A worker may be sent some messages ahead,
-so that it need not wait while the server takes in an answer. Messages ahead are short: a long one could meet a long answer in
-the pipe, and neither process would read.
+What all clients of a round receive alike is sent to each worker once, array by array from where it lies. Messages whose clients train
+together go and come as one bunch; most bunches are of one message. A worker may be sent some bunches ahead, so that it need not wait while
+the server takes in an answer. These are short: a long one could meet a long answer in the pipe, and neither process would read.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pickle
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,6 +26,9 @@ from fedmap.flower import pipes
 
 AHEAD = 8  # messages that one worker may hold
 _SHORT = 8192  # bytes of a message that may be sent ahead
+_SHORT_BUNCH = AHEAD * _SHORT  # the same of a bunch of several; of these only one is ever ahead
+_ENOUGH = 1 << 20  # bytes of answers that are sent before the bunch's others are made
+Bunch = list[Message]
 
 
 @dataclass(eq=False)
@@ -34,13 +38,13 @@ class Worker:
     Attributes:
         process: it.
         pipe: to it.
-        tasks: messages that it has not answered, in the order in which it works on them.
+        tasks: bunches of messages that it has not answered, in the order in which it works on them; none is empty.
         has: the content that it was sent last.
     """
 
     process: BaseProcess
     pipe: Connection
-    tasks: deque[Message] = field(default_factory=deque)
+    tasks: deque[Bunch] = field(default_factory=deque)
     has: RecordDict | None = None
 
     @staticmethod
@@ -53,21 +57,24 @@ class Worker:
         theirs.close()
         return Worker(process, ours)
 
-    def send(self, message: Message, context: Context) -> bool:
-        """Send a message to answer; False if it is too long to be sent ahead of others.
+    def send(self, bunch: Bunch, contexts: Sequence[Context]) -> bool:
+        """Send messages with one content to answer; False if they are too long to be sent ahead of others.
 
         Raises:
             OSError: the process has ended.
         """
-        shell = copy.copy(message)
-        shell.__dict__["_content"] = None
-        state = context.state if len(context.state) else None
-        data = pickle.dumps((shell, context.node_config, context.run_id, context.node_id, state), protocol=5)
-        content = message.content
+        parts = []
+        for message, context in zip(bunch, contexts, strict=True):
+            shell = copy.copy(message)
+            shell.__dict__["_content"] = None
+            state = context.state if len(context.state) else None
+            parts.append((shell, context.node_config, context.run_id, context.node_id, state))
+        data = pickle.dumps(parts, protocol=5)
+        content = bunch[0].content
         known = self.has is content
-        if self.tasks and (not known or len(data) > _SHORT):
+        if self.tasks and (not known or len(data) > (_SHORT if len(bunch) == 1 else _SHORT_BUNCH)):
             return False
-        self.tasks.append(message)
+        self.tasks.append(list(bunch))
         if not known:
             self.has = None
             self.pipe.send_bytes(b"content")
@@ -76,18 +83,18 @@ class Worker:
         self.pipe.send_bytes(data)
         return True
 
-    def receive(self) -> tuple[Message, Message, RecordDict] | None:
-        """The message that has been answered, the reply and the client's state; None if the process has only just started.
+    def receive(self) -> Iterator[tuple[Message, Message, RecordDict]]:
+        """The messages that have been answered, each with its reply and the client's state; none if the process has only just started.
 
         Raises:
             EOFError: the process has ended.
             OSError: likewise.
         """
-        received = pipes.receive(self.pipe)
-        if received is None:
-            return None
-        reply, state = received
-        return self.tasks.popleft(), reply, RecordDict() if state is None else state
+        for reply, state in pipes.receive(self.pipe):
+            message = self.tasks[0].pop(0)
+            if not self.tasks[0]:
+                self.tasks.popleft()
+            yield message, reply, RecordDict() if state is None else state
 
     def end(self) -> str:
         """Wait for a process that is about to end, and say how it did."""
@@ -112,9 +119,10 @@ def _serve(pipe: Connection) -> None:
     threading.Thread(target=_leave_with_server, daemon=True, name="fedmap-server-watch").start()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import fedmap.flower.session  # noqa: F401  (with everything that takes long to import)
+    from fedmap.flower.exchange import content_bytes
 
     with contextlib.suppress(OSError):
-        pipes.send(pipe, None)
+        pipes.send(pipe, ())
     content: RecordDict | None = None
     while True:
         try:
@@ -125,12 +133,19 @@ def _serve(pipe: Connection) -> None:
                 continue
         except (EOFError, OSError):
             return
-        message, node_config, run_id, node_id, state = pickle.loads(data)
-        message.__dict__["_content"] = content
-        context = Context(run_id, node_id, node_config, RecordDict() if state is None else state, {})
-        reply = run_app(message, context)
+        bunch, contexts = [], []
+        for message, node_config, run_id, node_id, state in pickle.loads(data):
+            message.__dict__["_content"] = content
+            bunch.append(message)
+            contexts.append(Context(run_id, node_id, node_config, RecordDict() if state is None else state, {}))
+        answers, size = [], 0
         try:
-            pipes.send(pipe, (reply, context.state if len(context.state) else None))
+            for context, reply in zip(contexts, run_app(bunch, contexts), strict=True):
+                answers.append((reply, context.state if len(context.state) else None))
+                size += content_bytes(reply.content) if reply.has_content() else 0
+                if size > _ENOUGH or context is contexts[-1]:
+                    pipes.send(pipe, answers)
+                    answers, size = [], 0
         except OSError:
             return
 
@@ -143,8 +158,11 @@ def _leave_with_server() -> None:
     os._exit(1)
 
 
-def run_app(message: Message, context: Context) -> Message:
-    """The client app's answer."""
-    from fedmap.flower.client_app import app
+def run_app(bunch: Bunch, contexts: Sequence[Context]) -> Iterator[Message]:
+    """The client app's answers; the clients of several messages have trained together before the first one is answered."""
+    from fedmap.flower.client_app import app, train_together
 
-    return app(message, context)
+    if len(bunch) > 1:
+        train_together(bunch, contexts)
+    for message, context in zip(bunch, contexts, strict=True):
+        yield app(message, context)

@@ -6,14 +6,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from fedmap.data.base import Split
 from fedmap.errors import ConfigError
 from fedmap.local.private import PrivateRound, check_model_for
 from fedmap.local.rules import LocalRule, Memory, make_rule
+from fedmap.local.rules.gradients import trainable
 from fedmap.local.tensors import layout_of, set_weights
-from fedmap.local.training import Evaluation, TrainingOptions, evaluate, progress_of, train
+from fedmap.local.together import Trained
+from fedmap.local.training import Evaluation, TrainingOptions, TrainingResult, evaluate, progress_of, train
 from fedmap.privacy import NO_PRIVACY, Privacy
 from fedmap.randomness import generator, torch_seed
 from fedmap.records import Broadcast, ClientSignals, ClientUpdate
@@ -36,6 +39,7 @@ class LocalClient:
         privacy: what is done to the update after that.
         secret: of this client and run; what privacy draws from.
         facts: of the training rows, where they are known already.
+        trained: what it has learnt in this round, where it has been trained together with others.
     """
 
     client_id: int
@@ -48,6 +52,7 @@ class LocalClient:
     privacy: Privacy = NO_PRIVACY
     secret: bytes = b""
     facts: RowFacts | None = None
+    trained: Trained | None = None
 
     def train_round(
         self, broadcast: Broadcast, memory: Memory, on_step: Callable[[int, float], None] | None = None
@@ -63,8 +68,12 @@ class LocalClient:
         place = {"round_index": broadcast.round_index, "client_id": self.client_id}
         private = self._private(broadcast)
         steps = private.steps() if private else None
-        with torch_seed(self.seed, purpose="train", **place):
-            result = train(self.model, train_split, self.options, rule, generator(self.seed, purpose="batches", **place), on_step, steps)
+        if self.trained is not None:
+            result = self._learn(self.trained)
+        else:
+            rng = generator(self.seed, purpose="batches", **place)
+            with torch_seed(self.seed, purpose="train", **place):
+                result = train(self.model, train_split, self.options, rule, rng, on_step, steps)
         trained = time.perf_counter()
         after = evaluate(self.model, val_split, self.options)
         outcome = rule.finish(self.model, progress_of(self.model, train_split, self.options, result, private=steps is not None))
@@ -93,10 +102,20 @@ class LocalClient:
             extras=outcome.extras,
             scalars=outcome.scalars,
             counts={"val-before": before.counts, "val-after": after.counts},
-            seconds={"train": trained - evaluated, "evaluate": (evaluated - started) + (finished - trained)},
+            seconds={
+                "train": trained - evaluated + (self.trained.seconds if self.trained else 0.0),
+                "evaluate": (evaluated - started) + (finished - trained),
+            },
         )
         update = self.after_round(update) if self.after_round else update
         return (private.sent(update, outcome.extras, outcome.scalars) if private else update), outcome.memory
+
+    @torch.no_grad()
+    def _learn(self, trained: Trained) -> TrainingResult:
+        """Take over what was learnt together with others."""
+        for name, parameter in trainable(self.model).items():
+            parameter.copy_(trained.parameters[name])
+        return trained.result
 
     def _private(self, broadcast: Broadcast) -> PrivateRound | None:
         if not self.privacy.wanted:

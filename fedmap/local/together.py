@@ -52,12 +52,17 @@ def check_together(model: nn.Module, options: TrainingOptions, rule: str) -> Non
     Raises:
         ConfigError: says what it is.
     """
+    problem = ""
     if rule not in RULES:
-        raise ConfigError(f"the strategy's clients train by the rule {rule!r}; together go {', '.join(sorted(RULES))}")
-    if options.amp:
-        raise ConfigError("training.amp=true")
-    if buffers := sorted(layout_of(model).buffers):
-        raise ConfigError(f"the model keeps statistics of the rows that it has seen ({buffers[0]}); norm=layer has none")
+        problem = f"this strategy's clients train by the rule {rule!r}, and only {' and '.join(sorted(RULES))} can be stacked"
+    elif options.amp:
+        problem = "training.amp=true cannot be stacked"
+    elif buffers := sorted(layout_of(model).buffers):
+        problem = f"the model keeps statistics of the rows that it has seen ({buffers[0]}); norm layers without them can be stacked"
+    elif any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
+        problem = "the model has dropout, whose random numbers would be others than a client's own"
+    if problem:
+        raise ConfigError(f"several clients at once: {problem}; set runtime.clients_at_once=1")
 
 
 def train_together(
