@@ -27,6 +27,7 @@ from fedmap.flower.wire import (
     content_to_run,
     counts_to_content,
     problem_to_content,
+    round_of,
     update_to_content,
 )
 
@@ -108,7 +109,8 @@ def train(message: Message, context: Context) -> Message:
     def work(session: Any, client_id: int, run: RunInfo) -> Any:
         from fedmap.flower.feedback import residuals_of, with_residuals
 
-        broadcast = content_to_broadcast(message.content, session.shapes())
+        trained = session.trained(client_id, round_of(message.content))
+        broadcast = trained.broadcast if trained else content_to_broadcast(message.content, session.shapes())
         _tell(context, "training", round=broadcast.round_index, num_rounds=run.num_rounds)
         told = time.monotonic()
 
@@ -120,7 +122,7 @@ def train(message: Message, context: Context) -> Message:
 
         memories = session.memories(client_id, run)
         before = memories.before(broadcast.round_index)
-        update, memory = session.client(client_id, run, broadcast.round_index).train_round(broadcast, before, on_step)
+        update, memory = session.client(client_id, run, trained).train_round(broadcast, before, on_step)
         parcels, residuals = pack_update(update, broadcast, compression_of(message.content), run.seed, residuals_of(before))
         memories.keep(broadcast.round_index, with_residuals(memory, residuals), run.oldest)
         _tell(

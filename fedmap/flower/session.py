@@ -47,6 +47,7 @@ class Session:
         self.hook = build_hook(config)
         self._splits: dict[int, Mapping[str, Split]] = {}
         self._facts: dict[int, RowFacts] = {}
+        self._memories: dict[str, Path] = {}  # by run, where the clients' memories of it lie
         self._trained: dict[tuple[int, int], Trained] = {}  # by client and round, until it has been answered
         self._alone = False  # torch has refused to train several clients at once
         if config.privacy.wanted and config.privacy.noise_seed is not None:
@@ -87,8 +88,12 @@ class Session:
             raise
         self._trained.update({(client_id, round_index): one for client_id, one in zip(client_ids, found, strict=True)})
 
-    def client(self, client_id: int, run: RunInfo, round_index: int = 0) -> LocalClient:
-        """The client with the process's model, seeded by the federation; with what it has learnt in the round, if that is known."""
+    def trained(self, client_id: int, round_index: int) -> Trained | None:
+        """What the client has learnt in the round together with others; it is handed out once."""
+        return self._trained.pop((client_id, round_index), None)
+
+    def client(self, client_id: int, run: RunInfo, trained: Trained | None = None) -> LocalClient:
+        """The client with the process's model, seeded by the federation."""
         return LocalClient(
             client_id=client_id,
             model=self.model,
@@ -100,7 +105,7 @@ class Session:
             privacy=self.config.privacy,
             secret=self._secret(run),
             facts=self.facts(client_id),
-            trained=self._trained.pop((client_id, round_index), None),
+            trained=trained,
         )
 
     def _secret(self, run: RunInfo) -> bytes:
@@ -144,9 +149,11 @@ class Session:
         Raises:
             UpdateError: the server named the run in a way that is no plain file name.
         """
-        if not _SAFE_NAME.fullmatch(run.run_name):
-            raise UpdateError(f"the server named the run {run.run_name!r}; expected letters, digits, '.', '_' and '-' alone")
-        return Memories(memory_folder(self.config, run.run_name, client_id))
+        if run.run_name not in self._memories:
+            if not _SAFE_NAME.fullmatch(run.run_name):
+                raise UpdateError(f"the server named the run {run.run_name!r}; expected letters, digits, '.', '_' and '-' alone")
+            self._memories = {run.run_name: memory_folder(self.config, run.run_name, client_id).parent}
+        return Memories(self._memories[run.run_name] / f"client_{client_id}")
 
 
 def memory_folder(config: RunConfig, run_id: str, client_id: int) -> Path:

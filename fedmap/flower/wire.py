@@ -77,7 +77,10 @@ class ClientCard:
 
 
 def _config(content: RecordDict, key: str) -> Mapping[str, Any]:
-    return cast(Mapping[str, Any], of_kind(content, ConfigRecord)[key])
+    record = content[key]
+    if not isinstance(record, ConfigRecord):
+        raise KeyError(key)
+    return cast(Mapping[str, Any], record)
 
 
 def broadcast_to_content(broadcast: Broadcast, run: RunInfo, compression: Compression = PLAIN) -> RecordDict:
@@ -105,6 +108,11 @@ def content_to_broadcast(content: RecordDict, shapes: Shapes | None = None) -> B
     scalars: dict[str, Scalar] = dict(_config(content, "scalars"))
     groups = unpack_broadcast(parcels_of(content), compression_of(content), shapes or {})
     return Broadcast(round_index=int(place["index"]), weights=groups.pop(WEIGHTS), rule=str(place["rule"]), extras=groups, scalars=scalars)
+
+
+def round_of(content: RecordDict) -> int:
+    """The round that a train or evaluate message is about."""
+    return int(_config(content, "round")["index"])
 
 
 def run_to_content(run: RunInfo) -> RecordDict:

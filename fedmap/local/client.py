@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from fedmap.data.base import Split
 from fedmap.errors import ConfigError
 from fedmap.local.private import PrivateRound, check_model_for
-from fedmap.local.rules import LocalRule, Memory, make_rule
-from fedmap.local.rules.gradients import trainable
+from fedmap.local.rules import LocalRule, Memory, Outcome, make_rule
 from fedmap.local.tensors import layout_of, set_weights
 from fedmap.local.together import Trained
 from fedmap.local.training import Evaluation, TrainingOptions, TrainingResult, evaluate, progress_of, train
@@ -58,6 +56,8 @@ class LocalClient:
         self, broadcast: Broadcast, memory: Memory, on_step: Callable[[int, float], None] | None = None
     ) -> tuple[ClientUpdate, Memory]:
         """Train one round from the broadcast and the client's memory; returns the update to send and the new memory."""
+        if self.trained is not None:
+            return self._take_over(self.trained)
         started = time.perf_counter()
         rule = make_rule(broadcast.rule)
         train_split, val_split = self.splits["train"], self.splits["val"]
@@ -68,33 +68,58 @@ class LocalClient:
         place = {"round_index": broadcast.round_index, "client_id": self.client_id}
         private = self._private(broadcast)
         steps = private.steps() if private else None
-        if self.trained is not None:
-            result = self._learn(self.trained)
-        else:
-            rng = generator(self.seed, purpose="batches", **place)
-            with torch_seed(self.seed, purpose="train", **place):
-                result = train(self.model, train_split, self.options, rule, rng, on_step, steps)
+        with torch_seed(self.seed, purpose="train", **place):
+            result = train(self.model, train_split, self.options, rule, generator(self.seed, purpose="batches", **place), on_step, steps)
         trained = time.perf_counter()
         after = evaluate(self.model, val_split, self.options)
         outcome = rule.finish(self.model, progress_of(self.model, train_split, self.options, result, private=steps is not None))
+        moved = norm(difference(layout_of(self.model).parameters(outcome.weights), broadcast.weights))
+        seconds = {"train": trained - evaluated, "evaluate": (evaluated - started) + (time.perf_counter() - trained)}
+        update = self._update(broadcast.round_index, before, after, result, outcome, moved, seconds)
+        return (private.sent(update, outcome.extras, outcome.scalars) if private else update), outcome.memory
+
+    def _take_over(self, trained: Trained) -> tuple[ClientUpdate, Memory]:
+        """What `train_round` returns, of what was learnt together with others."""
+        started = time.perf_counter()
+        validation, scores = self.splits["val"], []
+        for weights in (trained.broadcast.weights, trained.weights):
+            if len(validation):
+                set_weights(self.model, weights)
+            scores.append(evaluate(self.model, validation, self.options))
+        seconds = {"train": trained.seconds, "evaluate": time.perf_counter() - started}
+        outcome = Outcome(trained.weights)
+        place = trained.broadcast.round_index
+        return self._update(place, scores[0], scores[1], trained.result, outcome, trained.update_norm, seconds), outcome.memory
+
+    def _update(
+        self,
+        round_index: int,
+        before: Evaluation,
+        after: Evaluation,
+        result: TrainingResult,
+        outcome: Outcome,
+        update_norm: float,
+        seconds: Mapping[str, float],
+    ) -> ClientUpdate:
+        """What is sent, as far as the hook has it so."""
+        train_split = self.splits["train"]
         facts = self.facts or RowFacts.of(train_split, self.modality_names)
-        has_validation = len(val_split) > 0
+        has_validation = len(self.splits["val"]) > 0
         signals = ClientSignals(
             f1_before=before.counts.macro_f1 if has_validation else None,
             f1_after=after.counts.macro_f1 if has_validation else None,
             validation_loss=after.loss if has_validation else None,
             train_loss=result.loss,
-            update_norm=norm(difference(layout_of(self.model).parameters(outcome.weights), broadcast.weights)),
+            update_norm=update_norm,
             gradient_norm=result.gradient_norm,
             label_imbalance=facts.label_imbalance,
             diversity=facts.diversity,
             modality_shares=facts.modality_shares,
             share_complete=facts.share_complete,
         )
-        finished = time.perf_counter()
         update = ClientUpdate(
             client_id=self.client_id,
-            round_index=broadcast.round_index,
+            round_index=round_index,
             weights=outcome.weights,
             num_examples=len(train_split),
             num_steps=result.num_steps,
@@ -102,20 +127,9 @@ class LocalClient:
             extras=outcome.extras,
             scalars=outcome.scalars,
             counts={"val-before": before.counts, "val-after": after.counts},
-            seconds={
-                "train": trained - evaluated + (self.trained.seconds if self.trained else 0.0),
-                "evaluate": (evaluated - started) + (finished - trained),
-            },
+            seconds=seconds,
         )
-        update = self.after_round(update) if self.after_round else update
-        return (private.sent(update, outcome.extras, outcome.scalars) if private else update), outcome.memory
-
-    @torch.no_grad()
-    def _learn(self, trained: Trained) -> TrainingResult:
-        """Take over what was learnt together with others."""
-        for name, parameter in trainable(self.model).items():
-            parameter.copy_(trained.parameters[name])
-        return trained.result
+        return self.after_round(update) if self.after_round else update
 
     def _private(self, broadcast: Broadcast) -> PrivateRound | None:
         if not self.privacy.wanted:

@@ -26,6 +26,7 @@ from fedmap.local.rules.gradients import trainable
 from fedmap.local.tensors import layout_of, set_weights
 from fedmap.local.training import TrainingOptions, TrainingResult, batches_of, loss_of, make_optimizer, to_device
 from fedmap.records import Broadcast
+from fedmap.weights import Weights
 
 RULES = frozenset({"plain", "proximal"})  # start from the broadcast alone, and touch gradients number by number
 _Signature = tuple[tuple[str, torch.Size, torch.dtype], ...]
@@ -36,13 +37,17 @@ class Trained:
     """One client's share of what was trained together.
 
     Attributes:
-        parameters: the trainable parameters after the last step, by name.
+        broadcast: what it began with.
+        weights: after the last step, by name.
         result: what training measured.
+        update_norm: Euclidean norm of the change.
         seconds: its share of the time.
     """
 
-    parameters: Mapping[str, torch.Tensor]
+    broadcast: Broadcast
+    weights: Weights
     result: TrainingResult
+    update_norm: float
     seconds: float
 
 
@@ -90,8 +95,8 @@ def train_together(
     plans = [list(batches_of(split, options, rng)) for split, rng in zip(splits, rngs, strict=True)]
     last = np.array([len(plan) for plan in plans])
     losses, norms = torch.zeros(2, count, dtype=torch.float64)
-    ends: list[dict[str, torch.Tensor]] = [{} for _ in splits]
     with _stacked(model, count) as parameters:
+        ends = {name: torch.empty_like(parameter, device="cpu") for name, parameter in parameters.items()}
         rule = make_rule(broadcast.rule)
         rule.start(model, broadcast, Memory())
         rule.check(options)
@@ -114,12 +119,17 @@ def train_together(
             optimizer.step()
             losses += found
             norms += lengths * torch.from_numpy(last > step)
-            for client in np.flatnonzero(last == step + 1):  # the others go on, and what becomes of its place is nobody's business
-                ends[client] = {name: p.detach()[client].clone() for name, p in parameters.items()}
+            if len(done := np.flatnonzero(last == step + 1)):  # the others go on, and what becomes of these places is nobody's business
+                for name, parameter in parameters.items():
+                    ends[name][done] = parameter.detach()[done].cpu()
+    arrays = {name: end.numpy() for name, end in ends.items()}
+    squares = sum(np.square(a - broadcast.weights[n], dtype=np.float64).reshape(count, -1).sum(axis=1) for n, a in arrays.items())
+    measured = (losses.numpy() / last, norms.numpy() / last, np.sqrt(squares), last)
     share = (time.perf_counter() - began) / count
-    means = zip((losses.numpy() / last).tolist(), (norms.numpy() / last).tolist(), last.tolist(), strict=True)
-    results = [TrainingResult(num_steps=steps, loss=loss, gradient_norm=norm) for loss, norm, steps in means]
-    return [Trained(end, result, share) for end, result in zip(ends, results, strict=True)]
+    return [
+        Trained(broadcast, {name: a[client] for name, a in arrays.items()}, TrainingResult(steps, loss, norm), update_norm, share)
+        for client, (loss, norm, update_norm, steps) in enumerate(zip(*(values.tolist() for values in measured), strict=True))
+    ]
 
 
 @contextmanager
