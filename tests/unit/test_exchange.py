@@ -33,7 +33,7 @@ class Room(LocalGrid):
 
     def _work(self) -> None:
         if self._waiting:
-            message = self._waiting.popleft()
+            (message,) = self._waiting.popleft()
             answer = self.nodes[message.metadata.dst_node_id](message)
             if isinstance(answer, Error) or answer is not None:
                 self._replies[message.metadata.message_id] = Message(answer, reply_to=message)
@@ -146,7 +146,7 @@ class Distant(Room):
 
     def _work(self) -> None:
         while self._waiting:
-            message = self._waiting.popleft()
+            (message,) = self._waiting.popleft()
             node = message.metadata.dst_node_id
             self.got[node].append(message.metadata.group_id)
             self.due.append((time.monotonic() + self.after[node].pop(0), message))

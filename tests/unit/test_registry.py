@@ -33,7 +33,7 @@ class Hall(LocalGrid):
 
     def _work(self) -> None:
         if self._waiting:
-            message = self._waiting.popleft()
+            (message,) = self._waiting.popleft()
             node = message.metadata.dst_node_id
             assert content_to_run(message.content) == RUN
             self.asked.append(node)
@@ -121,7 +121,7 @@ class Slow(Hall):
     thinking: frozenset[int] = frozenset()
 
     def _work(self) -> None:
-        if self._waiting and self._waiting[0].metadata.dst_node_id in self.thinking:
+        if self._waiting and self._waiting[0][0].metadata.dst_node_id in self.thinking:
             self._waiting.rotate(-1)
         else:
             super()._work()
