@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedmap.config import compose_and_resolve, load, parse, run_folder
 from fedmap.errors import FederationError
-from fedmap.flower.crates import CratingGrid
+from fedmap.flower.crating_grid import CratingGrid
 from fedmap.flower.session import check_name
 
 app = ServerApp()
@@ -33,6 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     from fedmap.outputs import RunFolder
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Flower sends what is logged to the SuperLink by a request, which httpx would log
     given = context.run_config
     if given.get("config"):
         config = load(Path(str(given["config"])))
