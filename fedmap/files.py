@@ -154,6 +154,9 @@ def csv_text(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> str:
     return buffer.getvalue()
 
 
+_AS_THEY_ARE = frozenset({NoneType, str, bool, int})  # the usual kinds first: a round of many clients has many numbers
+
+
 @functools.cache
 def _field_names(kind: Any) -> tuple[str, ...] | None:
     """Of a dataclass that is no sequence."""
@@ -164,7 +167,17 @@ def plain(value: Any) -> Any:
     """A value as JSON knows it: dataclasses and mappings become objects with string keys, tuples, sets and arrays become
     lists, NumPy numbers become Python's, and a number that is not finite becomes null.
     """
-    if value is None or isinstance(value, (str, bool, int)):
+    kind: Any = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind is float:
+        return value if math.isfinite(value) else None
+    if kind is dict:
+        return {str(key): item if type(item) in _AS_THEY_ARE else plain(item) for key, item in value.items()}
+    if (names := _field_names(kind)) is not None:
+        found = value.__dict__
+        return {name: found[name] if type(found[name]) in _AS_THEY_ARE else plain(found[name]) for name in names}
+    if isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -172,9 +185,6 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
-    kind: Any = type(value)
-    if (names := _field_names(kind)) is not None:
-        return {name: plain(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (set, frozenset)):
