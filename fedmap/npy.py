@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,15 +41,33 @@ def to_bytes(array: Array) -> bytes:
 
 @dataclass(frozen=True, eq=False)
 class Later:
-    """The bytes of an array that stays as it is, made when they are wanted and kept by nobody; pickled it is the bytes."""
+    """Bytes that lie in several places and stay as they are, joined when they are wanted and kept by nobody; pickled it is the bytes.
 
-    array: Array
+    Attributes:
+        parts: one after the other.
+    """
+
+    parts: Sequence[bytes | memoryview]
+
+    @staticmethod
+    def of(array: Array) -> Later:
+        """What `to_bytes` makes of a C-contiguous array of numbers."""
+        return Later((header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data))
 
     def __len__(self) -> int:
-        return len(header(self.array.dtype, self.array.shape)) + self.array.nbytes
+        return sum(map(len, self.parts))
 
     def __bytes__(self) -> bytes:
-        return to_bytes(self.array)
+        return b"".join(self.parts)
+
+    def piece(self, start: int, stop: int) -> bytes:
+        """The bytes of [start, stop) alone."""
+        found, at = [], 0
+        for part in self.parts:
+            if at < stop and start < at + len(part):
+                found.append(part[max(start - at, 0) : stop - at])
+            at += len(part)
+        return b"".join(found)
 
     def __reduce__(self) -> tuple[type[bytes], tuple[bytes]]:
         return bytes, (bytes(self),)

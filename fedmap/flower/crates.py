@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmap.errors import UpdateError
-from fedmap.flower.parcels import size_of
+from fedmap.flower.parcels import LateArray, size_of
+from fedmap.npy import Later
 
 CRATE = "crate"
 _LARGE = 4 << 20  # bytes from which an array travels beside the crate: it needs chunks of its own anyway, and no copy
@@ -29,14 +29,14 @@ _RECORDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {"config": Con
 
 
 def crate(content: RecordDict) -> RecordDict:
-    """The content with a crate; it is left as it was, and shares its large arrays with what is returned."""
+    """The content with a crate; it is left as it was, and shares its arrays with what is returned."""
     listed: list[tuple[str, str, Any]] = []
-    pieces: list[bytes] = []
+    pieces: list[bytes | memoryview] = []
     found = RecordDict()
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
             small = {name: array for name, array in record.items() if size_of(array) < _LARGE}
-            pieces += [array.data for array in small.values()]
+            pieces += [part for array in small.values() for part in (array.parts if isinstance(array, LateArray) else (array.data,))]
             about = [[name, *([a.dtype, a.shape, a.stype, size_of(a)] if name in small else ())] for name, a in record.items()]
             listed.append((key, "array", about))
             if len(small) < len(record):
@@ -47,8 +47,8 @@ def crate(content: RecordDict) -> RecordDict:
         else:
             listed.append((key, "config" if isinstance(record, ConfigRecord) else "metric", dict(record)))
     head = json.dumps(listed).encode()
-    data = b"".join((_LENGTH.pack(len(head)), head, *pieces))
-    found[CRATE] = ArrayRecord({"data": Array("uint8", (len(data),), "fedmap.crate", data)})
+    later = Later((_LENGTH.pack(len(head)), head, *pieces))
+    found[CRATE] = ArrayRecord({"data": LateArray("uint8", (len(later),), "fedmap.crate", later)})
     return found
 
 
@@ -96,23 +96,3 @@ def _opened(content: RecordDict) -> RecordDict:
     if place != len(data):
         raise ValueError(f"{len(data) - place} bytes are left over")
     return found
-
-
-class CratingGrid:
-    """Flower's grid, but messages go out with crates; what comes back is opened where it is read (`fedmap.flower.exchange`)."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._grid, name)
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Send messages; those that share a content share its crate."""
-        crates: dict[int, RecordDict] = {}
-        sent = list(messages)
-        for message in sent:
-            content = message.content
-            if any(isinstance(record, ArrayRecord) for record in content.values()):
-                message.content = crates.setdefault(id(content), crates.get(id(content)) or crate(content))
-        return self._grid.push_messages(sent)

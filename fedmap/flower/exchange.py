@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from fedmap.errors import UpdateError
 from fedmap.flower.crates import uncrate
 from fedmap.flower.parcels import of_kind, size_of
-from fedmap.memory import give_back
+from fedmap.memory import give_back, large_blocks_apart
 
 _POLL_SECONDS = 0.25  # between looks at a grid that answers at once; a grid that waits by itself says poll_seconds = 0
 _TRANSPORT = (OSError, httpx.HTTPError)  # the SuperLink cannot be reached, which is no client's doing
@@ -95,6 +95,7 @@ class Exchange:
         """Seconds to wait between two looks at the grid."""
         return float(getattr(self.grid, "poll_seconds", _POLL_SECONDS))
 
+    @large_blocks_apart()
     def ask(
         self, messages: Mapping[int, Message], seconds: float, on_answer: Callable[[int, Answer], None] | None = None
     ) -> dict[int, Answer]:
@@ -135,7 +136,6 @@ class Exchange:
         asked_online = started
         suspects: set[int] = set()
         while pending or held:
-            largest = 0
             for about, reply in _replies(self.grid, [*pending, *self._overdue]):
                 if about in self._overdue:
                     self._came_late(about, reply)
@@ -152,10 +152,10 @@ class Exchange:
                     else:
                         settle(node, None, in_words(reply.error))
                 else:
-                    largest = max(largest, content_bytes(reply.content))
+                    size = content_bytes(reply.content)
                     settle(pending.pop(about), *_content(reply))
-            reply = ""  # the last answer makes room for the next one
-            give_back(largest)
+                    reply = ""  # it makes room for the next one
+                    give_back(size)
             late = {overdue.node for overdue in self._overdue.values()}
             if free := [node for node in held if node not in late]:
                 for node in free:
@@ -230,11 +230,11 @@ def _subject(message: Message) -> str:
 def _replies(grid: Grid, asked: list[str]) -> Iterator[tuple[str, Message | str]]:
     """The replies that there are, each with the message that it answers; a sentence in place of one that cannot be read.
 
-    Flower makes messages of what clients have sent while it fetches them, and raises whatever a malformed one leads to. Then each
-    is fetched alone, so that the error is laid at its sender's door.
+    A grid may fetch each when it is asked for, so none is held here. Flower's own makes messages of all that clients have sent while
+    it fetches them, and raises whatever a malformed one leads to. Then each is fetched alone, so that the error is laid at its sender's door.
     """
     try:
-        yield from ((reply.metadata.reply_to_message_id, reply) for reply in list(grid.pull_messages(asked)))
+        yield from map(_with_question, grid.pull_messages(asked))
         return
     except _TRANSPORT:
         raise
@@ -248,6 +248,10 @@ def _replies(grid: Grid, asked: list[str]) -> Iterator[tuple[str, Message | str]
             raise
         except Exception as error:  # Flower's readers raise all sorts of errors on a stranger's bytes
             yield message_id, f"the answer cannot be read: {error!r:.200}"
+
+
+def _with_question(reply: Message) -> tuple[str, Message]:
+    return reply.metadata.reply_to_message_id, reply
 
 
 def _content(reply: Message) -> tuple[RecordDict | None, str]:

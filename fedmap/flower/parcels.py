@@ -7,14 +7,16 @@ with the arrays' names in "names.<key>". The record "compression" of a train mes
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.common.constant import SType
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, SType
+from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
 from fedmap import npy
 from fedmap.compression import Compression
@@ -56,22 +58,49 @@ def arrays_to_record(weights: Weights) -> ArrayRecord:
 _DTYPE = functools.cache(str)  # NumPy makes the name anew each time
 
 
-class LateArray(Array):
-    """A large array on its way out. Its bytes are made whenever they are asked for, so that a message takes no memory beside the model."""
+class _LateChunk(ArrayChunk):
+    """A piece of a late array, as Flower sends it."""
 
-    def __init__(self, array: npt.NDArray[np.generic]) -> None:
-        self.__dict__.update(dtype=_DTYPE(array.dtype), shape=array.shape, stype=SType.NUMPY, later=npy.Later(array))
+    def __init__(self, later: npy.Later, start: int, stop: int) -> None:
+        self.__dict__["piece"] = functools.partial(later.piece, start, stop)
+
+    @property
+    def data(self) -> bytes:  # type: ignore[override]
+        """What lies in `data` of any other chunk."""
+        return bytes(self.__dict__["piece"]())
+
+
+class LateArray(Array):
+    """Large bytes on their way out. They are made whenever they are asked for, so that a message takes no memory beside the model."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, later: npy.Later) -> None:
+        self.__dict__.update(dtype=dtype, shape=shape, stype=stype, later=later)
 
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """What lies in `data` of any other array."""
         return bytes(self.__dict__["later"])
 
+    @property
+    def parts(self) -> Sequence[bytes | memoryview]:
+        """The same where it lies."""
+        later: npy.Later = self.__dict__["later"]
+        return later.parts
+
+    def slice_array(self) -> list[tuple[str, InflatableObject]]:
+        """The chunks in which Flower sends it, each with its id; late as well."""
+        if "_chunks" not in self.__dict__:
+            later, size = self.__dict__["later"], FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
+            chunks = [_LateChunk(later, start, min(start + size, len(later))) for start in range(0, len(later), size)]
+            self.__dict__["_chunks"] = [(chunk.object_id, chunk) for chunk in chunks]
+        return cast(list[tuple[str, InflatableObject]], self.__dict__["_chunks"])
+
     def __reduce__(self) -> tuple[type[Array], tuple[object, ...]]:
         return Array, (self.dtype, self.shape, self.stype, self.__dict__["later"])
 
 
 LateArray.__qualname__ = Array.__qualname__  # by which Flower tells the other end what has come
+_LateChunk.__qualname__ = ArrayChunk.__qualname__
 
 
 def size_of(array: Array) -> int:
@@ -82,7 +111,7 @@ def size_of(array: Array) -> int:
 def _array(array: npt.NDArray[np.generic]) -> Array:
     """What `Array(array)` is, made faster."""
     if array.nbytes >= _LARGE and array.flags.c_contiguous and array.dtype.kind in "biufc":
-        return LateArray(array)
+        return LateArray(_DTYPE(array.dtype), array.shape, SType.NUMPY, npy.Later.of(array))
     made = Array.__new__(Array)
     made.__dict__.update(dtype=_DTYPE(array.dtype), shape=array.shape, stype=SType.NUMPY, data=npy.to_bytes(array))
     return made

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from fedmap.errors import UpdateError
 from fedmap.flower import crates
-from fedmap.flower.crates import CRATE, CratingGrid, crate, uncrate
+from fedmap.flower.crates import CRATE, crate, uncrate
+from fedmap.flower.crating_grid import CratingGrid
 from fedmap.flower.parcels import arrays_to_record
 
 
