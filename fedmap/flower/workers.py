@@ -27,7 +27,7 @@ from fedmap.flower import pipes
 AHEAD = 8  # messages that one worker may hold
 _SHORT = 8192  # bytes of a message that may be sent ahead
 _SHORT_BUNCH = AHEAD * _SHORT  # the same of a bunch of several; of these only one is ever ahead
-_ENOUGH = 1 << 20  # bytes of answers that are sent before the bunch's others are made
+_ENOUGH = 8, 1 << 20  # answers, and bytes of answers, that are sent before the bunch's others are made
 Bunch = list[Message]
 
 
@@ -143,8 +143,8 @@ def _serve(pipe: Connection) -> None:
             for context, reply in zip(contexts, run_app(bunch, contexts), strict=True):
                 answers.append((reply, context.state if len(context.state) else None))
                 size += content_bytes(reply.content) if reply.has_content() else 0
-                if size > _ENOUGH or context is contexts[-1]:
-                    pipes.send(pipe, answers)
+                if len(answers) >= _ENOUGH[0] or size > _ENOUGH[1] or context is contexts[-1]:
+                    pipes.send(pipe, answers, small=size <= _ENOUGH[1])
                     answers, size = [], 0
         except OSError:
             return

@@ -53,15 +53,16 @@ def measure(who: str, arrays: Weights, received: Weights | None, buffers: Collec
     """
     squares = {False: 0.0, True: 0.0}
     digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        array, reference = arrays[name], None if received is None else received[name]
-        flat = np.ascontiguousarray(array).reshape(-1)
-        for part in _folded(flat):
-            digest.update(part)
-        if is_float(array):
-            squares[name in buffers] += _square(who, name, flat, reference)
-        elif array.dtype.kind in "iu" and reference is not None:
-            _check_counted(who, name, array, reference)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for name in sorted(arrays):
+            array, reference = arrays[name], None if received is None else received[name]
+            flat = np.ascontiguousarray(array).reshape(-1)
+            for part in _folded(flat):
+                digest.update(part)
+            if is_float(array):
+                squares[name in buffers] += _square(who, name, flat, reference)
+            elif array.dtype.kind in "iu" and reference is not None:
+                _check_counted(who, name, array, reference)
     bits = digest.digest()
     return Measured(
         math.sqrt(squares[False]), math.sqrt(squares[True]), (int.from_bytes(bits[:8], "little"), int.from_bytes(bits[8:], "little"))
@@ -89,19 +90,16 @@ def _square(who: str, name: str, flat: Array, reference: Array | None) -> float:
     own = None if reference is None else np.ascontiguousarray(reference).reshape(-1)
     kind = np.float32 if flat.dtype == np.float32 else np.float64
     total = 0.0
-    with np.errstate(over="ignore", invalid="ignore"):
-        for start in range(0, flat.size, _BLOCK):
-            block = flat[start : start + _BLOCK]
-            change = _change(block, None if own is None else own[start : start + _BLOCK], kind)
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        change = _change(block, None if own is None else own[start : start + _BLOCK], kind)
+        square = float(np.dot(change, change))
+        if not math.isfinite(square):
+            if not np.isfinite(block).all():
+                raise UpdateError(f"{who}: {name} holds NaN or infinite numbers; lower the learning rate or check the data", Reason.FINITE)
+            change = _change(block, None if own is None else own[start : start + _BLOCK], np.float64)
             square = float(np.dot(change, change))
-            if not math.isfinite(square):
-                if not np.isfinite(block).all():
-                    raise UpdateError(
-                        f"{who}: {name} holds NaN or infinite numbers; lower the learning rate or check the data", Reason.FINITE
-                    )
-                change = _change(block, None if own is None else own[start : start + _BLOCK], np.float64)
-                square = float(np.dot(change, change))
-            total += square
+        total += square
     return total
 
 

@@ -157,10 +157,12 @@ def _losses_of(model: nn.Module) -> Callable[[Mapping[str, torch.Tensor], Batch]
         return loss_function(functional_call(model, dict(parameters), (batch,)), batch)
 
     stacked: Callable[..., torch.Tensor] = vmap(loss, randomness="error")
+    if not any(isinstance(module, nn.MaxPool2d) for module in model.modules()):
+        return stacked
 
     def losses(parameters: Mapping[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         with _ChannelsTogether():
-            return stacked(dict(parameters), batch)
+            return stacked(parameters, batch)
 
     return losses
 
