@@ -13,7 +13,7 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -194,36 +194,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
-
-
-def indented(value: Any, depth: int = 0) -> str:
-    """The JSON of plain values, bit for bit as `json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False)` writes it.
-
-    Numbers and texts that lie side by side are written by the module's own compiled encoder, which knows no indentation.
-    """
-    inside, end = "\n" + " " * (depth + 1), "\n" + " " * depth
-    if isinstance(value, dict) and value:
-        parts: list[str] = []
-        flat: dict[str, Any] = {}
-        for key, item in value.items():
-            if isinstance(item, (dict, list)):
-                if flat:
-                    parts.append(_encode(depth)(flat)[1:-1])
-                    flat = {}
-                parts.append(f"{_encode(depth)(key)}: {indented(item, depth + 1)}")
-            else:
-                flat[key] = item
-        if flat:
-            parts.append(_encode(depth)(flat)[1:-1])
-        return f"{{{inside}{f',{inside}'.join(parts)}{end}}}"
-    if isinstance(value, list) and value:
-        return f"[{inside}{f',{inside}'.join(indented(item, depth + 1) for item in value)}{end}]"
-    return _encode(depth)(value)
-
-
-@functools.cache
-def _encode(depth: int) -> Callable[[Any], str]:
-    return json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",\n" + " " * (depth + 1), ": ")).encode
 
 
 def typed(kind: type[T], value: Any, where: str = "") -> T:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from fedmap.files import csv_text, extend, indented, plain, write_csv
+from fedmap.files import csv_text, extend, plain, write_csv
 from fedmap.history import FAILED, REJECTED, ClientRecord, RoundRecord, RunHistory, Scores
 from fedmap.records import ClientSignals
 
@@ -89,7 +90,7 @@ class ResultFiles:
 
 
 def _json(value: Any) -> str:
-    return indented(plain(value))
+    return json.dumps(plain(value), indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
