@@ -25,6 +25,7 @@ class Job:
         batch_size: rows of a step.
         learning_rate: of plain SGD.
         workers: processes (or threads) that train.
+        at_once: clients that ours trains in one pass (`runtime.clients_at_once`).
         validation_rows: of each client; only ours can use them.
         features: of a head's task, the file with them; see `benchmarks.scale_movies`.
     """
@@ -38,6 +39,7 @@ class Job:
     batch_size: int = 10
     learning_rate: float = 0.1
     workers: int = 2
+    at_once: int = 1
     validation_rows: int = 0
     features: str = ""
 

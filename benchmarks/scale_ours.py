@@ -61,6 +61,7 @@ def tree_of(job: Job) -> dict[str, Any]:
         "batch_size": job.batch_size,
         "learning_rate": job.learning_rate,
         "runtime.workers": job.workers,
+        "runtime.clients_at_once": job.at_once,
     }
     overrides = [f"{key}={value}" for key, value in settings.items()]
     same = {"num_clients": job.clients, "rows": job.rows, "seed": job.seed}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.scale import _targets, job_of, steady
+from benchmarks.scale import _ratios, _targets, job_of, steady
 from benchmarks.scale_clock import Job
 from benchmarks.scale_ground import SHAPES, Classifier, ManyClients
 from benchmarks.scale_movies import ManyMovies, write_features
@@ -61,6 +61,13 @@ def test_targets_are_ratios_of_pairs() -> None:
     runs = {("mlp", system): [_found(system, ms)] for system, ms in (("fedmap", 2.0), ("fedmap-inside", 3.0), ("ray", 12.0))}
     growth = {"fedmap-inside": [_found("fedmap-inside", 4.0, 10), _found("fedmap-inside", 2.0, 100), _found("fedmap-inside", 2.2, 500)]}
     assert [target.value for target in _targets(runs, growth)] == pytest.approx([6.0, 4.0, 1.1])
+    together = runs | {("mlp", "fedmap-together"): [_found("fedmap-together", 1.0)]}
+    assert [target.value for target in _targets(together, growth)] == pytest.approx([12.0, 4.0, 1.1])
+    assert [row[2:] for row in _ratios(together).rows] == [
+        ("fedmap", pytest.approx(6.0), pytest.approx(6.0)),
+        ("fedmap-inside", pytest.approx(4.0), pytest.approx(4.0)),
+        ("fedmap-together", pytest.approx(12.0), pytest.approx(12.0)),
+    ]
     larger = {size: _found("fedmap-inside", 2.0, size) for size in (100, 1000, 2000)}
     larger[2000]["private"] = [1.0, 101.0]
     assert _targets(runs, {"fedmap-inside": list(larger.values())})[-1].value == pytest.approx(100 - 10.24 - 19.24)
@@ -88,4 +95,6 @@ def test_the_head_has_many_clients_with_movies_each(tmp_path: Path) -> None:
 def test_a_job_knows_its_workers() -> None:
     assert job_of("fedmap", "mlp", 5, 2, 0).workers == 2
     assert job_of("fedmap-inside", "mlp", 5, 2, 0).workers == 0
+    assert (together := job_of("fedmap-together", "mlp", 5, 2, 0)).at_once == 32
+    assert parse(tree_of(together)).runtime.clients_at_once == 32
     assert isinstance(job_of("ray", "cnn", 5, 2, 0), Job)
