@@ -19,7 +19,7 @@ from typing import Any, cast
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedmap.errors import UpdateError
-from fedmap.flower.parcels import LateArray, size_of
+from fedmap.flower.parcels import LateArray, filled, size_of
 from fedmap.npy import Later
 
 CRATE = "crate"
@@ -40,7 +40,7 @@ def crate(content: RecordDict) -> RecordDict:
             about = [[name, *([a.dtype, a.shape, a.stype, size_of(a)] if name in small else ())] for name, a in record.items()]
             listed.append((key, "array", about))
             if len(small) < len(record):
-                found[key] = ArrayRecord({name: array for name, array in record.items() if name not in small})
+                found[key] = filled(ArrayRecord(), {name: array for name, array in record.items() if name not in small})
         elif any(isinstance(value, bytes) for value in record.values()):  # JSON has no bytes
             found[key] = record
             listed.append((key, "whole", None))
@@ -48,7 +48,7 @@ def crate(content: RecordDict) -> RecordDict:
             listed.append((key, "config" if isinstance(record, ConfigRecord) else "metric", dict(record)))
     head = json.dumps(listed).encode()
     later = Later((_LENGTH.pack(len(head)), head, *pieces))
-    found[CRATE] = ArrayRecord({"data": LateArray("uint8", (len(later),), "fedmap.crate", later)})
+    found[CRATE] = filled(ArrayRecord(), {"data": LateArray("uint8", (len(later),), "fedmap.crate", later)})
     return found
 
 
@@ -90,7 +90,7 @@ def _opened(content: RecordDict) -> RecordDict:
                     place += size
                 else:
                     arrays[name] = beside[name]
-            found[key] = ArrayRecord(arrays)
+            found[key] = filled(ArrayRecord(), arrays)
         else:
             raise ValueError(f"{key!r} is of the unknown kind {kind!r:.40}")
     if place != len(data):
