@@ -93,6 +93,23 @@ def test_another_class_is_named():
         state_from_bytes(state_to_bytes(full_state()), Memory)
 
 
+def test_a_state_can_be_read_where_it_lies(tmp_path):
+    path, state = tmp_path / "state", full_state()
+    save_state(path, state)
+    before = path.read_bytes()
+    found = load_state(path, type(state), mapped=True)
+    assert state_to_bytes(found) == state_to_bytes(state)
+    arrays = list(found.weights.values())
+    assert all(array.flags.aligned for array in arrays)
+    assert all(not array.flags.owndata for array in arrays if array.size), "no copy"
+    for array in arrays:
+        array[...] = 1
+    assert path.read_bytes() == before, "what is written into them stays in the process"
+    path.write_bytes(before[:-1])
+    with pytest.raises(CheckpointError, match="is damaged or cut short"):
+        load_state(path, type(state), mapped=True)
+
+
 def test_what_cannot_be_stored_is_named():
     with pytest.raises(CheckpointError, match=r"Memory.scalars\['x'\] is a complex"):
         state_to_bytes(Memory(scalars={"x": 1j}))

@@ -56,6 +56,8 @@ def same(first: RecordDict, second: RecordDict) -> None:
 def test_a_content_comes_back_byte_for_byte() -> None:
     content = some_content()
     crated = crate(content)
+    assert isinstance(crated["weights"], ArrayRecord)
+    assert crated["weights"]["large"] is content["weights"]["large"], "no copy"
     same(uncrate(crated), some_content())
     same(content, some_content())
     assert set(crated) == {"weights", "odd", CRATE}
