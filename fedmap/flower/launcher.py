@@ -5,11 +5,14 @@ So a SuperNode finds, first on its PATH, a small program that asks this one for 
 Flower already and runs the real program from there: a fresh process, as before. For the first message the small program starts this one
 and runs the real program itself, as it does where this one does not answer. It ends with the SuperNode.
 
+Flower also unpacks the app's bundle for each message, hundreds of files. A copy leaves that out if an earlier one has unpacked the same bytes.
+
 Linux alone: elsewhere a process with threads of the system's libraries cannot be copied safely, and Flower's own program is run.
 """
 
 import contextlib
 import gc
+import hashlib
 import json
 import os
 import runpy
@@ -17,6 +20,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 _LONGEST = 100  # bytes of a socket's path; Linux takes 107
 _WATCH_SECONDS = 1.0
@@ -71,7 +75,7 @@ def main(place: Path, program: str) -> None:
         listener.bind(str(place))
         os.umask(mask)
         listener.listen()
-        _import()
+        _import(place.parent)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the copies
         listener.settimeout(_WATCH_SECONDS)
         asked = _serve(listener, leader)
@@ -81,15 +85,38 @@ def main(place: Path, program: str) -> None:
             runpy.run_path(program, run_name="__main__")
 
 
-def _import() -> None:
+def _import(home: Path) -> None:
     import multiprocessing.connection
 
     import flwr.supernode.cli
+    import httpcore  # with the first connection, otherwise
     import numpy
     import psutil
 
-    del multiprocessing, flwr, numpy, psutil
+    unpack_once(sys.modules.get("flwr.supernode.runtime.run_clientapp"), home)
+    del multiprocessing, flwr, httpcore, numpy, psutil
     gc.freeze()  # or collecting garbage would write to pages that all copies share
+
+
+def unpack_once(flower: Any, home: Path) -> None:
+    """Replace the function by which Flower's program unpacks an app, if there is one; `own_app` puts another in its place.
+
+    Args:
+        flower: the module that calls it.
+        home: the SuperNode's Flower home, into which apps are unpacked.
+    """
+    unpack = getattr(flower, "install_from_fab", None)
+    if not callable(unpack):  # another version
+        return
+
+    def unpack_new(bundle: Any, *arguments: Any, **options: Any) -> None:
+        done = home / f"unpacked-{hashlib.sha256(bundle).hexdigest()}" if isinstance(bundle, bytes) else None
+        if done is None or not done.exists():
+            unpack(bundle, *arguments, **options)
+            if done is not None:
+                done.touch()
+
+    flower.install_from_fab = unpack_new
 
 
 def _serve(listener: socket.socket, leader: int) -> tuple[socket.socket, list[str]] | None:
