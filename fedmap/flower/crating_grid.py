@@ -81,11 +81,14 @@ def _message(grid: HttpGrid, about: SentMetadata, tree: ObjectTree) -> Message:
 
 
 def _inflated(grid: HttpGrid, tree: ObjectTree) -> InflatableObject:
-    """The object at the root; whatever has children but no grandchildren (an array and its chunks) is made first, one after the other."""
+    """The object at the root; whatever has children but no grandchildren (an array and its chunks) is made first, one after the other.
+
+    The largest comes first: while Flower makes an array it is there three times, which matters least while nothing else is.
+    """
     pull = make_pull_object_fn_protobuf(grid._runtime_client.PullObject, grid.node, grid.run.run_id)
     made: dict[str, InflatableObject] = {}
     within: set[str] = set()
-    for node in iterate_object_tree(tree):
+    for node in sorted(iterate_object_tree(tree), key=lambda node: -len(node.children)):
         if node.object_id not in made and node.children and not any(child.children for child in node.children):
             ids = [child.object_id for child in iterate_object_tree(node)]
             made[node.object_id] = inflate_object_from_contents(node.object_id, pull_objects(list(dict.fromkeys(ids)), pull))
