@@ -51,6 +51,7 @@ TASKS = ("mlp", "cnn")
 QUICK_SYSTEMS = ("fedmap-inside", "fedmap-together", "ray", "blazefl-serial")
 SIZES = {"fedmap-inside": (100, 500, 1000, 2000), "fedmap": (500, 2000), "fedmap-together": (500, 2000), "blazefl-serial": (500, 2000)}
 UPDATE = 4 * 4810  # bytes of the MLP
+ROW = 4 * 64 + 8 + 10  # bytes of one of its rows: inputs, class, labels
 LIMIT = 3600.0  # seconds
 
 
@@ -182,7 +183,7 @@ def _targets(runs: Mapping[tuple[str, str], list[dict[str, Any]]], growth: Mappi
         targets.append(Target(f"time is linear: per client, {many} clients against {few}", last / first, 1.2, "<="))
     if {1000, 2000} <= set(found):  # both with the compiled kernel of averages, which 100 MB of libraries come with
         more = max(found[2000]["private"]) - max(found[1000]["private"])
-        needs = (4 * 64 * Job("", "", 0, 0).rows + UPDATE) / 1e3
+        needs = (ROW * Job("", "", 0, 0).rows + UPDATE) / 1e3
         targets.append(Target("memory is flat: kB a client beyond its rows and its waiting update, 2000 clients", more - needs, 0.0, "<="))
     return targets
 
