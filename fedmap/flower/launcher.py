@@ -89,12 +89,13 @@ def _import(home: Path) -> None:
     import multiprocessing.connection
 
     import flwr.supernode.cli
-    import httpcore  # with the first connection, otherwise
+    import httpx
     import numpy
     import psutil
 
+    httpx.HTTPTransport(verify=False).close()  # imports what a connection takes, which otherwise the first connection of every copy would
     unpack_once(sys.modules.get("flwr.supernode.runtime.run_clientapp"), home)
-    del multiprocessing, flwr, httpcore, numpy, psutil
+    del multiprocessing, flwr, httpx, numpy, psutil
     gc.freeze()  # or collecting garbage would write to pages that all copies share
 
 

@@ -9,18 +9,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from fedmap.aggregators.judge import Logits
 from fedmap.data.base import Batch, Split
 from fedmap.errors import ConfigError
 from fedmap.local.tensors import put_weights, shared_tensors
 from fedmap.local.training import TrainingOptions, evaluate, predictions_of
 from fedmap.weights import Weights
 
+Logits = npt.NDArray[np.floating[Any]]
 _SMALL = 64 << 20  # bytes of what travels of a model; a larger one is not worth its copies
 _MOST = 4  # models at once
 

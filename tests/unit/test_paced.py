@@ -69,15 +69,16 @@ def test_flowers_loop_is_the_one_that_is_known(monkeypatch: pytest.MonkeyPatch) 
     ],
 )
 def test_another_loop_is_left_alone(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "another_loop.py").write_text(source)
+    file = tmp_path / "another_loop.py"
+    file.write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    loop = importlib.import_module("another_loop")
+    loop = importlib.import_module(file.stem)
     before = dict(vars(loop))
     try:
         assert not paced.pace(loop, clock()[0])
         assert vars(loop) == before
     finally:
-        del sys.modules["another_loop"]
+        del sys.modules[file.stem]
 
 
 def test_a_module_without_a_source_is_left_alone() -> None:
