@@ -14,8 +14,10 @@ import os
 import pickle
 import signal
 import threading
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -124,6 +126,7 @@ def _serve(pipe: Connection) -> None:
     with contextlib.suppress(OSError):
         pipes.send(pipe, ())
     content: RecordDict | None = None
+    sender = ThreadPoolExecutor(1, "fedmap-sender")
     while True:
         try:
             data = pipe.recv_bytes()
@@ -140,14 +143,27 @@ def _serve(pipe: Connection) -> None:
             contexts.append(Context(run_id, node_id, node_config, RecordDict() if state is None else state, {}))
         answers, size = [], 0
         try:
-            for context, reply in zip(contexts, run_app(bunch, contexts), strict=True):
+            for context, reply in zip(contexts, run_app(bunch, contexts), strict=True):  # the next ones while the server takes these in
                 answers.append((reply, context.state if len(context.state) else None))
                 size += content_bytes(reply.content) if reply.has_content() else 0
                 if len(answers) >= _ENOUGH[0] or size > _ENOUGH[1] or context is contexts[-1]:
-                    pipes.send(pipe, answers, small=size <= _ENOUGH[1])
+                    sending = sender.submit(_send, pipe, answers, size <= _ENOUGH[1])
+                    if size > _ENOUGH[1]:
+                        sending.result()  # large ones do not pile up
                     answers, size = [], 0
         except OSError:
             return
+
+
+def _send(pipe: Connection, answers: object, small: bool) -> None:
+    """Send answers from a thread; a server that waits for what cannot be sent has to see that this process has ended."""
+    try:
+        pipes.send(pipe, answers, small=small)
+    except OSError:
+        raise
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
 
 
 def _leave_with_server() -> None:
