@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
 from safetensors.numpy import load_file
 
 from fedmap.errors import ConfigError
+from fedmap.flower.local_grid import LocalGrid, _bunches
 from fedmap.history import RunHistory
 from tests.federations import model_bytes, run_locally
 
@@ -49,6 +51,17 @@ def hooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / f"{name}.py").write_text(HOOKS)
     monkeypatch.syspath_prepend(tmp_path)
     return f"hooks.after_round={name}"
+
+
+def test_bunches_follow_from_the_order_alone_and_are_about_equally_long() -> None:
+    LocalGrid({}, 0)  # names the run and the node that Flower's messages ask for
+    content, other = RecordDict(), RecordDict()
+    messages = [Message(content, node, "train") for node in range(7)] + [Message(other, node, "train") for node in range(7, 9)]
+    found = [[message.metadata.dst_node_id for message in bunch] for bunch in _bunches(messages, 3)]
+    assert found == [[0, 1], [2, 3], [4, 5, 6], [7, 8]], "only what has one content goes together"
+    asked = [Message(content, node, "query") for node in range(3)]
+    assert [len(bunch) for bunch in _bunches(asked, 3)] == [1, 1, 1], "only training is done together"
+    assert [len(bunch) for bunch in _bunches(messages, 1)] == [1] * 9
 
 
 def statuses(history: RunHistory, round_index: int) -> list[tuple[int, str]]:
