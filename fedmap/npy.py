@@ -80,10 +80,10 @@ def _whole(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> tuple[bytes, 
     return start, count, len(start) + count * dtype.itemsize
 
 
-def view(data: bytes, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array | None:
+def view(data: bytes | memoryview, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array | None:
     """The C-contiguous array of this kind over these very bytes, read-only; None if the bytes are anything else, sound or not."""
     start, count, length = _whole(dtype, shape)
-    if dtype.kind not in "biufc" or len(data) != length or not data.startswith(start):
+    if dtype.kind not in "biufc" or len(data) != length or data[: len(start)] != start:
         return None
     if count == 0:  # which `frombuffer` refuses
         return np.frombuffer(b"", dtype).reshape(shape)

@@ -4,9 +4,9 @@ Flower hands each array, each chunk of 5 MB and each record on as an object with
 the server to a client and back. A request takes about 4 ms of processor time on both ends whatever is in it, so that the 160
 arrays of a BERT and a ResNet took 8 s a round, four times their training. A crate holds, in the order of the content,
 
-    the length of the list in 8 bytes, the list as JSON, the arrays' bytes end to end
+    the length of the list in 8 bytes, the list as JSON, the arrays' bytes, each from a multiple of 64 bytes on
 
-and what comes out of it is what went in, byte for byte. The local runtime passes contents on as they are and has no crates.
+and what comes out of it is what went in, byte for byte, and lies where it lay in the crate. The local runtime passes contents on as they are and has no crates.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from fedmap.npy import Later
 CRATE = "crate"
 _LARGE = 4 << 20  # bytes from which an array travels beside the crate: it needs chunks of its own anyway, and no copy
 _LENGTH = struct.Struct("<Q")
+_LINE = 64  # bytes; where arrays begin, so that their numbers lie as the processor wants them
 _RECORDS: Mapping[str, type[ConfigRecord] | type[MetricRecord]] = {"config": ConfigRecord, "metric": MetricRecord}
 
 
@@ -36,7 +37,9 @@ def crate(content: RecordDict) -> RecordDict:
     for key, record in content.items():
         if isinstance(record, ArrayRecord):
             small = {name: array for name, array in record.items() if size_of(array) < _LARGE}
-            pieces += [part for array in small.values() for part in (array.parts if isinstance(array, LateArray) else (array.data,))]
+            for array in small.values():
+                pieces += array.parts if isinstance(array, LateArray) else (array.data,)
+                pieces.append(bytes(-size_of(array) % _LINE))
             about = [[name, *([a.dtype, a.shape, a.stype, size_of(a)] if name in small else ())] for name, a in record.items()]
             listed.append((key, "array", about))
             if len(small) < len(record):
@@ -47,7 +50,7 @@ def crate(content: RecordDict) -> RecordDict:
         else:
             listed.append((key, "config" if isinstance(record, ConfigRecord) else "metric", dict(record)))
     head = json.dumps(listed).encode()
-    later = Later((_LENGTH.pack(len(head)), head, *pieces))
+    later = Later((_LENGTH.pack(len(head)), head, bytes(-(_LENGTH.size + len(head)) % _LINE), *pieces))
     found[CRATE] = filled(ArrayRecord(), {"data": LateArray("uint8", (len(later),), "fedmap.crate", later)})
     return found
 
@@ -67,11 +70,13 @@ def uncrate(content: RecordDict) -> RecordDict:
 
 
 def _opened(content: RecordDict) -> RecordDict:
-    data = cast(ArrayRecord, content[CRATE])["data"].data
+    data = memoryview(cast(ArrayRecord, content[CRATE])["data"].data)
     (length,) = _LENGTH.unpack_from(data)
     place = _LENGTH.size + length
+    listed = json.loads(bytes(data[_LENGTH.size : place]))
+    place += -place % _LINE
     found = RecordDict()
-    for key, kind, about in json.loads(data[_LENGTH.size : place]):
+    for key, kind, about in listed:
         if key in found:
             raise ValueError(f"{key!r} comes twice")
         if kind == "whole":
@@ -86,8 +91,8 @@ def _opened(content: RecordDict) -> RecordDict:
                     dtype, shape, stype, size = described
                     if not 0 <= size <= len(data) - place:
                         raise ValueError(f"{name!r} has {size} bytes, expected at most {len(data) - place}")
-                    arrays[name] = Array(dtype, tuple(shape), stype, data[place : place + size])
-                    place += size
+                    arrays[name] = _lying(dtype, shape, stype, data[place : place + size])
+                    place += size + -size % _LINE
                 else:
                     arrays[name] = beside[name]
             found[key] = filled(ArrayRecord(), arrays)
@@ -96,3 +101,17 @@ def _opened(content: RecordDict) -> RecordDict:
     if place != len(data):
         raise ValueError(f"{len(data) - place} bytes are left over")
     return found
+
+
+def _lying(dtype: object, shape: object, stype: object, data: memoryview) -> Array:
+    """An array whose bytes stay where they lie, which Flower's own constructor does not take."""
+    if (
+        not isinstance(dtype, str)
+        or not isinstance(stype, str)
+        or not isinstance(shape, list)
+        or any(type(size) is not int for size in shape)
+    ):
+        raise TypeError(f"an array of dtype {dtype!r:.40}, shape {shape!r:.80} and kind {stype!r:.40}")
+    made = Array.__new__(Array)
+    made.__dict__.update(dtype=dtype, shape=tuple(shape), stype=stype, data=data)
+    return made

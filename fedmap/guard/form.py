@@ -155,7 +155,7 @@ def check_kind(who: str, name: str, found: Kind, expected: Kind) -> None:
         raise UpdateError(f"{who}: {name} is {found}, expected {expected}", Reason.DTYPE)
 
 
-def read_npy(name: str, data: bytes, expected: Kind) -> Array:
+def read_npy(name: str, data: bytes | memoryview, expected: Kind) -> Array:
     """The array in the bytes of an .npy file, of the expected kind, over these very bytes.
 
     The header is only believed where it says what is expected, and nothing is allocated by what it claims. Objects, which

@@ -12,11 +12,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedmap import npy
 from fedmap.errors import UpdateError
 from fedmap.flower import crates
 from fedmap.flower.crates import CRATE, crate, uncrate
 from fedmap.flower.crating_grid import CratingGrid
-from fedmap.flower.parcels import arrays_to_record
+from fedmap.flower.parcels import arrays_to_record, record_to_arrays
+from fedmap.guard.form import Kind
 
 
 def some_content() -> RecordDict:
@@ -63,6 +65,25 @@ def test_a_content_comes_back_byte_for_byte() -> None:
     assert set(crated) == {"weights", "odd", CRATE}
     assert list(cast(ArrayRecord, crated["weights"])) == ["large"]
     same(uncrate(RecordDict.inflate(crated.deflate(), dict(crated.children))), some_content())
+
+
+def test_arrays_are_read_where_they_lie_in_the_crate() -> None:
+    arrived = crate(some_content())
+    data = _arrays(arrived, CRATE)["data"].data
+    arrived[CRATE] = ArrayRecord({"data": Array("uint8", (len(data),), "fedmap.crate", data)})
+    lies = np.frombuffer(data, np.uint8)
+    expected = {
+        name: npy.view(array.data, np.dtype(array.dtype), array.shape) for name, array in _arrays(some_content(), "weights").items()
+    }
+    found = record_to_arrays(_arrays(uncrate(arrived), "weights"), {n: Kind(a.shape, a.dtype) for n, a in expected.items()})
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, expected[name])
+        assert array.flags.aligned
+        assert np.shares_memory(array, lies) == (name not in ("large", "empty"))
+
+
+def _arrays(content: RecordDict, key: str) -> ArrayRecord:
+    return cast(ArrayRecord, content[key])
 
 
 def test_a_content_without_a_crate_stays_as_it_is() -> None:
