@@ -57,8 +57,12 @@ def logits_of_several(judge: Judge, models: Sequence[Callable[[], Weights | None
     if callable(several):
         found: list[Logits | None] = several(models)
         return found
-    made = (make() for make in models)
-    return [None if weights is None else judge.logits(weights) for weights in made]
+
+    def score(make: Callable[[], Weights | None]) -> Logits | None:  # what was made goes before the next one is
+        weights = make()
+        return None if weights is None else judge.logits(weights)
+
+    return [score(make) for make in models]
 
 
 def wants_judge(aggregator: object) -> bool:

@@ -118,10 +118,10 @@ class Server:
         assert self._state is not None, "the run has begun"
         return self._state
 
-    def _settle(self) -> None:
-        """Let the state's model be the one that is shown, so that it is there once."""
+    def _settle(self, updates: int = 0) -> None:
+        """Let the state's model be the one that is shown, so that it is there once, and so many updates' memory be the system's."""
         self._state = replace(self.state, weights=self.model.show(self.state.weights))
-        give_back(self.model.nbytes)
+        give_back(self.model.nbytes * (1 + updates))
 
     def _check_privacy(self, initial: ServerState) -> None:
         """Refuse a model or a strategy whose clients would send what privacy does not cover."""
@@ -198,7 +198,7 @@ class Server:
         trained = time.perf_counter()
         least = quorum_of(len(chosen), self.config.runtime.quorum)
         self.model.forget()  # an aggregator may ask how other models do
-        give_back(self.model.nbytes)
+        give_back(self.model.nbytes * len(updates))
         try:
             if len(updates) < least:
                 raise UpdateError(f"{len(updates)} of {len(chosen)} clients gave usable answers, {least} are needed")
@@ -218,7 +218,7 @@ class Server:
         aggregated = time.perf_counter()
         updates = tuple(replace(update, weights={}, extras={}) for update in updates)  # their models make room before the evaluation
         answered = replace(answered, settled=replace(answered.settled, updates=(), refused=()))
-        self._settle()
+        self._settle(len(updates))
         spent = self._spending.after(chosen, {client_id: card.num_train for client_id, card in registry.cards.items()})
         report = replace(report, diagnostics={**report.diagnostics, **spent}) if spent else report
         evaluations = self.model.evaluate(self.state.weights)

@@ -272,7 +272,9 @@ def memory_of(content: RecordDict) -> int:
         size += len(key)
         for name, value in record.items():
             data = value.data if isinstance(value, Array) else value
-            size += len(name) + (8 if isinstance(data, (int, float)) else len(data) if isinstance(data, (bytes, str, memoryview)) else _listed(data))
+            size += len(name) + (
+                8 if isinstance(data, (int, float)) else len(data) if isinstance(data, (bytes, str, memoryview)) else _listed(data)
+            )
     return size
 
 

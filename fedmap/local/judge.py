@@ -85,14 +85,12 @@ class ModelJudge:
                 self._copies.append(_copy_of(self.model))
             except Exception:  # a user's model may hold what cannot be copied; then it scores alone
                 count = 1 + len(self._copies)
-        if count < 2:
-            return [None if (weights := make()) is None else self.logits(weights) for make in models]
         free: SimpleQueue[nn.Module] = SimpleQueue()
         for model in (self.model, *self._copies[: count - 1]):
             free.put(model)
         split, turn = _OneAtATime(self.split), threading.Lock()
 
-        def score(make: Callable[[], Weights | None]) -> Logits | None:
+        def score(make: Callable[[], Weights | None]) -> Logits | None:  # what was made goes before the next one is
             with turn:
                 weights = make()
             if weights is None:
@@ -103,6 +101,8 @@ class ModelJudge:
             finally:
                 free.put(model)
 
+        if count < 2:
+            return [score(make) for make in models]
         with ThreadPoolExecutor(count) as pool:
             return list(pool.map(score, models))
 

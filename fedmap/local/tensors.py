@@ -161,7 +161,13 @@ def set_weights(model: nn.Module, weights: Weights, *, partial: bool = False) ->
     own = _fitting(model, weights, partial)
     with torch.no_grad():
         for name, array in weights.items():
-            own[name].copy_(torch.from_numpy(np.array(array, copy=True)))
+            tensor = own[name]
+            if tensor.device.type == "cpu" and _SAME.get(tensor.dtype) == array.dtype:
+                np.copyto(
+                    tensor.detach().numpy(), array
+                )  # from arrays that nobody may write to, too, which torch does not take as they are
+            else:
+                tensor.copy_(torch.from_numpy(np.array(array, copy=True)))
 
 
 def _fitting(model: nn.Module, weights: Weights, partial: bool) -> dict[str, torch.Tensor]:
