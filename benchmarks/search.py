@@ -56,7 +56,7 @@ def seconds(work: Callable[[], object], clock: Callable[[], float] = time.proces
 def measure(options: Options) -> Result:
     """Rounds with a search, each between evaluations that it is compared with."""
     torch.set_num_threads(1)
-    rounds = 2 if options.quick else 6
+    rounds = 1 if options.quick else 6
     with tempfile.TemporaryDirectory() as folder:
         prepare(root=folder, server_val=ROWS / MOVIES, server_test=ROWS / MOVIES, seed=0, plot=False, source="synthetic", num_movies=MOVIES)
         overrides = [*TRAINED, f"dataset.root={folder}", *overrides_of(STRATEGY, CANDIDATES)]

@@ -90,7 +90,7 @@ def modules_of(words: Sequence[str]) -> set[str]:
 
 def measure(options: Options) -> Result:
     """Every command several times, in turns."""
-    repeats = 3 if options.quick else 9
+    repeats = 2 if options.quick else 9
     asked = {**{name: (0, words) for name, words in LIMITS.items()}, **COMMANDS}
     found: dict[str, list[float]] = {name: [] for name in asked}
     for turn in range(repeats + 1):
