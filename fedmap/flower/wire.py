@@ -272,14 +272,16 @@ def memory_of(content: RecordDict) -> int:
         size += len(key)
         for name, value in record.items():
             data = value.data if isinstance(value, Array) else value
-            size += len(name) + (
-                8 if isinstance(data, (int, float)) else len(data) if isinstance(data, (bytes, str, memoryview)) else _listed(data)
-            )
+            size += len(name) + _size(data)
     return size
 
 
-def _listed(values: Any) -> int:
-    return 8 * len(values) + sum(len(value) for value in values if isinstance(value, (bytes, str)))
+def _size(data: Any) -> int:
+    if isinstance(data, (int, float)):
+        return 8
+    if isinstance(data, (bytes, str, memoryview)):
+        return len(data)
+    return 8 * len(data) + sum(len(value) for value in data if isinstance(value, (bytes, str)))
 
 
 def content_to_update(

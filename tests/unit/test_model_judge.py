@@ -15,10 +15,10 @@ from fedmap.local.training import TrainingOptions
 from tests.toys import PLAIN_SGD, Net, net_clients, one_round, pooled_validation, same, start
 
 
-def judges(number: int = 3) -> tuple[ModelJudge, ModelJudge]:
+def judges() -> tuple[ModelJudge, ModelJudge]:
     clients = net_clients(PLAIN_SGD)
     rows = pooled_validation(clients)
-    return ModelJudge(Net(), rows, PLAIN_SGD), ModelJudge(Net(), rows, PLAIN_SGD, number)
+    return ModelJudge(Net(), rows, PLAIN_SGD), ModelJudge(Net(), rows, PLAIN_SGD, 3)
 
 
 def other(seed: int) -> dict[str, np.ndarray]:
